@@ -1,0 +1,68 @@
+//! Descriptors that are agreed on by number.
+//!
+//! A successor finds the listening socket at descriptor 3 (where systemd puts it, too) and the pipe to
+//! its predecessor at descriptor 4. Whoever relies on numbers has to know what is behind them, and has
+//! to keep the numbers from being taken by something else.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+/// The listening socket, in a process started under `--graceful`.
+pub(crate) const SOCKET: RawFd = 3;
+/// The write end of the pipe to the predecessor, in a process that has one.
+pub(crate) const PIPE: RawFd = 4;
+/// The first number that is free for anything else.
+pub(crate) const FIRST_FREE: RawFd = 5;
+
+/// Takes ownership of a descriptor that was handed to this process when it was executed, and makes it
+/// close-on-exec.
+///
+/// `None` if the descriptor is not open, or was opened by this process itself: what has come through
+/// execve(2) cannot be close-on-exec, and what Rust opens always is.
+#[allow(unsafe_code)]
+pub(crate) fn inherited(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: fcntl F_GETFD has no effect on whatever the number refers to, and the borrow ends here. If
+    // it succeeds without FD_CLOEXEC, the descriptor is open and came with the process image. By the
+    // protocol between predecessor and successor (and of sd_listen_fds(3)) it is then meant for `serve`,
+    // which is the only caller and asks for each number once, so nobody else owns it.
+    let descriptor = unsafe {
+        let flags = fcntl(BorrowedFd::borrow_raw(number), FcntlArg::F_GETFD).ok()?;
+        if FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC) {
+            return None;
+        }
+        OwnedFd::from_raw_fd(number)
+    };
+    fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+    Some(descriptor)
+}
+
+/// Occupies those of the agreed numbers that are still free, for as long as the result lives.
+///
+/// While a successor is started, `std::process::Command` opens a pipe of its own. Were it to get number
+/// 3 or 4, placing the socket there in the child would silence every error of the start.
+pub(crate) fn reserve() -> io::Result<Vec<File>> {
+    let (placeholders, _) = open_above_agreed(|| File::open("/dev/null"))?;
+    Ok(placeholders)
+}
+
+/// A close-on-exec duplicate that is out of the way of the agreed numbers.
+pub(crate) fn duplicate(descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let (_, duplicate) = open_above_agreed(|| descriptor.try_clone_to_owned())?;
+    Ok(duplicate)
+}
+
+/// Opens until the system hands out a number that is not an agreed one. The system always hands out the
+/// lowest free number, so what comes before occupies the agreed ones.
+fn open_above_agreed<D: AsRawFd>(open: impl Fn() -> io::Result<D>) -> io::Result<(Vec<D>, D)> {
+    let mut agreed = Vec::new();
+    loop {
+        let descriptor = open()?;
+        if descriptor.as_raw_fd() >= FIRST_FREE {
+            return Ok((agreed, descriptor));
+        }
+        agreed.push(descriptor);
+    }
+}

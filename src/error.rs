@@ -1,0 +1,68 @@
+//! The one error type of the library: what was attempted, on what, and why it failed.
+
+use std::path::PathBuf;
+use std::{fmt, io};
+
+/// Why a process could not start serving.
+///
+/// Once [`serve`](crate::serve) has begun to serve it does not fail: a handover that fails, a client
+/// that misbehaves or a descriptor that is not to be had is logged, and the process goes on.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address cannot be resolved or bound.
+    Listen {
+        /// The address as it was asked for.
+        address: String,
+        /// What the resolver, socket(2), bind(2) or listen(2) said.
+        source: io::Error,
+    },
+    /// Under `graceful`, descriptor 3 is not the listening socket that was asked for.
+    TakeOver {
+        /// What is wrong with it, for example `it is not a socket`.
+        reason: String,
+    },
+    /// The PID file cannot be written.
+    PidFile {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// The system refused something that every process of this kind needs.
+    System {
+        /// What was attempted, for example `start the accept thread`.
+        attempt: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Listen { address, source } => write!(f, "cannot listen on {address}: {source}"),
+            Error::TakeOver { reason } => {
+                write!(
+                    f,
+                    "cannot take over the listening socket at descriptor 3: {reason}"
+                )
+            }
+            Error::PidFile { path, source } => {
+                write!(f, "cannot write the PID file {}: {source}", path.display())
+            }
+            Error::System { attempt, source } => write!(f, "cannot {attempt}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Listen { source, .. }
+            | Error::PidFile { source, .. }
+            | Error::System { source, .. } => Some(source),
+            Error::TakeOver { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The head of a request: the request line and the header fields (RFC 9112 sections 2 to 6).
+//!
+//! What two implementations could understand in two ways is refused, because the other one may be a proxy
+//! in front of us that guards something.
+
+use std::fmt;
+use std::io;
+use std::time::Instant;
+
+use tiny_http::{HTTPVersion, Header, Method, Response, ResponseBox, StatusCode};
+
+use super::input::{Input, LARGEST_PIECE};
+
+/// The most header fields of a request.
+const MOST_HEADERS: usize = 100;
+
+/// A request's head, understood.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) method: Method,
+    pub(crate) url: String,
+    pub(crate) version: HTTPVersion,
+    pub(crate) headers: Vec<Header>,
+    /// How the body's end is found.
+    pub(crate) framing: Framing,
+    /// Whether the client waits for `100 Continue` before it sends the body.
+    pub(crate) expects_continue: bool,
+    /// Whether the client lets the connection persist after the response.
+    pub(crate) keep_alive: bool,
+}
+
+/// How the end of a request's body is found (RFC 9112 section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// So many bytes; 0 if there is no body.
+    Length(u64),
+    /// Chunks, the last of which is empty.
+    Chunked,
+}
+
+/// A request that is answered without a handler, with the reason in the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    status: u16,
+    reason: &'static str,
+}
+
+impl Refusal {
+    pub(crate) const fn new(status: u16, reason: &'static str) -> Refusal {
+        Refusal { status, reason }
+    }
+
+    pub(crate) const fn internal_error() -> Refusal {
+        Refusal::new(500, "the server failed to handle the request")
+    }
+
+    pub(crate) fn response(&self) -> ResponseBox {
+        Response::from_string(format!("{self}\n"))
+            .with_status_code(self.status)
+            .boxed()
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = StatusCode(self.status);
+        write!(
+            f,
+            "{} {}: {}",
+            self.status,
+            status.default_reason_phrase(),
+            self.reason
+        )
+    }
+}
+
+impl Head {
+    /// Reads a head. The input has at least its first byte.
+    ///
+    /// # Errors
+    ///
+    /// The outer error: the connection has failed or ended, there is nobody to answer.
+    pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Result<Head, Refusal>> {
+        let mut searched = 0;
+        loop {
+            let bytes = input.unused();
+            if let Some(end) = end_of_head(bytes, searched) {
+                let head = Head::parse(&bytes[..end]);
+                input.advance(end);
+                return Ok(head);
+            }
+            if bytes.len() >= LARGEST_PIECE {
+                return Ok(Err(too_large(bytes)));
+            }
+            searched = bytes.len();
+            match input.fill(deadline) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Ok(Err(Refusal::new(
+                        408,
+                        "the request head did not come in time",
+                    )));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Understands a complete head.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
+        if bytes.len() > LARGEST_PIECE {
+            return Err(too_large(bytes));
+        }
+        let mut fields = [httparse::EMPTY_HEADER; MOST_HEADERS];
+        let mut request = httparse::Request::new(&mut fields);
+        match request.parse(bytes) {
+            Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
+            Ok(_) => return Err(Refusal::new(400, "malformed request head")),
+            Err(error) => return Err(malformed(error, bytes)),
+        }
+        let (Some(method), Some(url), Some(minor)) =
+            (request.method, request.path, request.version)
+        else {
+            return Err(Refusal::new(400, "malformed request line"));
+        };
+
+        let mut headers = Vec::with_capacity(request.headers.len());
+        for field in request.headers.iter() {
+            let header = Header::from_bytes(field.name, field.value)
+                .map_err(|()| Refusal::new(400, "a header field is not ASCII"))?;
+            headers.push(header);
+        }
+        let version = HTTPVersion(1, minor);
+        let fields = Fields(request.headers);
+        fields.check_host(minor)?;
+        Ok(Head {
+            method: method
+                .parse()
+                .map_err(|()| Refusal::new(400, "malformed method"))?,
+            url: url.to_owned(),
+            framing: fields.framing(minor)?,
+            expects_continue: fields.expects_continue(minor)?,
+            keep_alive: fields.keep_alive(minor),
+            version,
+            headers,
+        })
+    }
+}
+
+/// Where the head ends: behind its first empty line. A line may end in LF alone (RFC 9112 section 2.2).
+/// Nothing before `searched` has to be looked at again.
+fn end_of_head(bytes: &[u8], searched: usize) -> Option<usize> {
+    let start = searched.saturating_sub(3);
+    let mut lines = bytes[start..]
+        .iter()
+        .enumerate()
+        .filter(|&(_, &byte)| byte == b'\n');
+    lines.find_map(|(index, _)| match &bytes[start + index + 1..] {
+        [b'\n', ..] => Some(start + index + 2),
+        [b'\r', b'\n', ..] => Some(start + index + 3),
+        _ => None,
+    })
+}
+
+fn too_large(bytes: &[u8]) -> Refusal {
+    if bytes.iter().take(LARGEST_PIECE).any(|&byte| byte == b'\n') {
+        Refusal::new(431, "the request head is larger than 16 KiB")
+    } else {
+        Refusal::new(414, "the request line is larger than 16 KiB")
+    }
+}
+
+fn malformed(error: httparse::Error, bytes: &[u8]) -> Refusal {
+    match error {
+        httparse::Error::TooManyHeaders => Refusal::new(431, "more than 100 header fields"),
+        httparse::Error::Version if names_a_version(bytes) => {
+            Refusal::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        }
+        httparse::Error::HeaderName => Refusal::new(400, "malformed header field name"),
+        httparse::Error::HeaderValue => Refusal::new(400, "malformed header field value"),
+        _ => Refusal::new(400, "malformed request line"),
+    }
+}
+
+/// Whether the request line ends like one of a version of HTTP, for example of HTTP/2's preface.
+fn names_a_version(bytes: &[u8]) -> bool {
+    let line = bytes
+        .split(|&byte| byte == b'\n')
+        .next()
+        .unwrap_or_default();
+    let version = line
+        .trim_ascii_end()
+        .rsplit(|&byte| byte == b' ')
+        .next()
+        .unwrap_or_default();
+    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+        if major.is_ascii_digit() && minor.is_ascii_digit())
+}
+
+/// The header fields, with what they say about the message.
+struct Fields<'a>(&'a [httparse::Header<'a>]);
+
+impl<'a> Fields<'a> {
+    /// The values of every field of that name.
+    fn values(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
+        self.0
+            .iter()
+            .filter(move |field| field.name.eq_ignore_ascii_case(name))
+            .map(|field| field.value)
+    }
+
+    /// The elements of every field of that name, which holds a comma-separated list.
+    fn elements(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
+        let elements = self
+            .values(name)
+            .flat_map(|value| value.split(|&byte| byte == b','));
+        elements
+            .map(<[u8]>::trim_ascii)
+            .filter(|element| !element.is_empty())
+    }
+
+    fn has_element(&self, name: &'static str, element: &str) -> bool {
+        self.elements(name)
+            .any(|found| found.eq_ignore_ascii_case(element.as_bytes()))
+    }
+
+    /// RFC 9112 section 3.2.
+    fn check_host(&self, minor: u8) -> Result<(), Refusal> {
+        match self.values("Host").count() {
+            1 => Ok(()),
+            0 if minor == 0 => Ok(()),
+            0 => Err(Refusal::new(400, "no Host header field")),
+            _ => Err(Refusal::new(400, "more than one Host header field")),
+        }
+    }
+
+    /// RFC 9112 section 6.3, without the leave it gives to repair a faulty message.
+    fn framing(&self, minor: u8) -> Result<Framing, Refusal> {
+        let mut lengths = self.values("Content-Length");
+        let length = lengths.next();
+        if self.values("Transfer-Encoding").next().is_none() {
+            let Some(length) = length else {
+                return Ok(Framing::Length(0));
+            };
+            if lengths.any(|other| other != length) {
+                return Err(Refusal::new(400, "differing Content-Length header fields"));
+            }
+            return Ok(Framing::Length(
+                decimal(length).ok_or(Refusal::new(400, "malformed Content-Length"))?,
+            ));
+        }
+        if length.is_some() {
+            return Err(Refusal::new(
+                400,
+                "Content-Length together with Transfer-Encoding",
+            ));
+        }
+        if minor == 0 {
+            return Err(Refusal::new(400, "Transfer-Encoding in HTTP/1.0"));
+        }
+        let mut codings = self.elements("Transfer-Encoding");
+        match (codings.next(), codings.next()) {
+            (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+            _ => Err(Refusal::new(501, "a Transfer-Encoding other than chunked")),
+        }
+    }
+
+    /// RFC 9110 section 10.1.1: an expectation in HTTP/1.0 is ignored.
+    fn expects_continue(&self, minor: u8) -> Result<bool, Refusal> {
+        if minor == 0 || self.values("Expect").next().is_none() {
+            return Ok(false);
+        }
+        if self
+            .elements("Expect")
+            .all(|expected| expected.eq_ignore_ascii_case(b"100-continue"))
+        {
+            return Ok(true);
+        }
+        Err(Refusal::new(417, "an expectation other than 100-continue"))
+    }
+
+    /// RFC 9112 section 9.3.
+    fn keep_alive(&self, minor: u8) -> bool {
+        !self.has_element("Connection", "close")
+            && (minor > 0 || self.has_element("Connection", "keep-alive"))
+    }
+}
+
+/// Digits only: no sign, no list, no white space, and no more than fits.
+fn decimal(digits: &[u8]) -> Option<u64> {
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}

@@ -1,0 +1,101 @@
+//! A request, as a handler sees it.
+
+use std::io::Read;
+use std::net::SocketAddr;
+
+use tiny_http::{HTTPVersion, Header, Method};
+
+use super::body::Body;
+use super::head::{Framing, Head};
+use super::input::Input;
+
+/// A request, given to the handler.
+///
+/// The accessors are those of [`tiny_http::Request`] under the same names, so that a handler written for
+/// tiny_http moves over almost unchanged: instead of calling `request.respond(response)`, it returns
+/// `response.boxed()`.
+pub struct Request {
+    head: Head,
+    body: Body,
+    remote_addr: SocketAddr,
+    draining: bool,
+}
+
+impl Request {
+    pub(super) fn new(head: Head, input: Input) -> Request {
+        let remote_addr = input.connection().peer();
+        let draining = input.connection().is_draining();
+        let body = Body::new(input, head.framing, head.expects_continue);
+        Request {
+            head,
+            body,
+            remote_addr,
+            draining,
+        }
+    }
+
+    pub(super) fn into_body(self) -> Body {
+        self.body
+    }
+
+    /// The method.
+    pub fn method(&self) -> &Method {
+        &self.head.method
+    }
+
+    /// The request target as the client sent it, usually a path and a query (RFC 9112 section 3.2).
+    pub fn url(&self) -> &str {
+        &self.head.url
+    }
+
+    /// The header fields in the order in which they came, names as the client spelled them.
+    pub fn headers(&self) -> &[Header] {
+        &self.head.headers
+    }
+
+    /// The version of HTTP that the client speaks: 1.0 or 1.1.
+    pub fn http_version(&self) -> &HTTPVersion {
+        &self.head.version
+    }
+
+    /// The length of the body in bytes, if the client has announced it; `None` for a chunked body and for
+    /// a request without a body.
+    pub fn body_length(&self) -> Option<usize> {
+        match self.head.framing {
+            Framing::Length(length) if self.has_content_length() => usize::try_from(length).ok(),
+            _ => None,
+        }
+    }
+
+    /// The address of the client, or of the last proxy before this server.
+    pub fn remote_addr(&self) -> Option<&SocketAddr> {
+        Some(&self.remote_addr)
+    }
+
+    /// The body, decoded. The first read asks a client that waits for it to go on (`100 Continue`).
+    ///
+    /// What is left unread is skipped, up to 256 KiB; if more is left, the connection is closed after the
+    /// response.
+    ///
+    /// # Errors
+    ///
+    /// Reading fails with `UnexpectedEof` if the client ends the connection before the body, with
+    /// `TimedOut` if it sends nothing for 30 seconds, and with `InvalidData` if the chunks are malformed.
+    /// The client is then answered with 400 or 408, whatever the handler returns.
+    pub fn as_reader(&mut self) -> &mut dyn Read {
+        &mut self.body
+    }
+
+    /// Whether the process was draining when the request came: it takes no further connections, because it
+    /// has handed over or is stopping. A health check may want to say so.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    fn has_content_length(&self) -> bool {
+        self.head
+            .headers
+            .iter()
+            .any(|header| header.field.equiv("Content-Length"))
+    }
+}

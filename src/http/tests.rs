@@ -1,0 +1,333 @@
+//! HTTP as it is seen on the wire: what is sent, and what comes back.
+
+use std::io::{self, Cursor, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+
+use tiny_http::{Header, Method, Response, ResponseBox, StatusCode};
+
+use super::Request;
+use crate::listener::Listener;
+use crate::server::Server;
+
+/// Serves a handler on a free port for as long as the result lives.
+fn serve(
+    handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
+) -> (Server, SocketAddr) {
+    let listener = Listener::bind("127.0.0.1:0").unwrap();
+    let address = listener.address();
+    let serve = move |connection: &_| super::serve(connection, &handler);
+    let mut server = Server::new(listener, serve, || ()).unwrap();
+    server.accept();
+    (server, address)
+}
+
+/// Sends the input and then the end of input; returns what comes back, without the dates.
+fn talk(address: SocketAddr, input: impl AsRef<[u8]>) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(input.as_ref()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    rest(&mut stream)
+}
+
+fn rest(stream: &mut TcpStream) -> String {
+    let mut output = String::new();
+    stream.read_to_string(&mut output).unwrap();
+    let lines = output.split_inclusive('\n');
+    lines.filter(|line| !line.starts_with("Date: ")).collect()
+}
+
+/// Answers with what it has understood of the request.
+fn describe(request: &mut Request) -> ResponseBox {
+    let mut body = String::new();
+    let read = request.as_reader().read_to_string(&mut body);
+    let text = match read {
+        Ok(_) => format!("{} {} [{body}]", request.method(), request.url()),
+        Err(error) => format!("failed: {}", error.kind()),
+    };
+    plain(text)
+}
+
+fn plain(text: impl Into<String>) -> ResponseBox {
+    Response::from_data(text.into()).boxed()
+}
+
+fn ok(body: &str) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn ok_last(body: &str) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[test]
+fn requests_on_one_connection_are_answered_in_order() {
+    let (_server, address) = serve(describe);
+    let input = "GET /1 HTTP/1.1\r\nHost: t\r\n\r\n\
+                 POST /2 HTTP/1.1\r\nHost: t\r\nContent-Length: 3\r\n\r\nabc\
+                 \r\n\
+                 PUT /3 HTTP/1.1\nHost: t\nTransfer-Encoding: chunked\n\n\
+                 3\r\nabc\r\nA;name=value\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n\
+                 GET /4 HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n\
+                 GET /never HTTP/1.1\r\nHost: t\r\n\r\n";
+    let expected = [
+        ok("GET /1 []"),
+        ok("POST /2 [abc]"),
+        ok("PUT /3 [abc0123456789]"),
+        ok_last("GET /4 []"),
+    ];
+    assert_eq!(talk(address, input), expected.concat());
+}
+
+#[test]
+fn a_request_may_come_byte_by_byte() {
+    let (_server, address) = serve(describe);
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let input =
+        "POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n";
+    for byte in input.bytes() {
+        stream.write_all(&[byte]).unwrap();
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(rest(&mut stream), ok("POST / [body]"));
+}
+
+#[test]
+fn http_1_0_closes_unless_asked_not_to() {
+    let (_server, address) = serve(describe);
+    assert_eq!(
+        talk(address, "GET / HTTP/1.0\r\n\r\nGET /never HTTP/1.0\r\n\r\n"),
+        ok_last("GET / []")
+    );
+    let keep_alive = "GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n";
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: keep-alive\r\n\r\nGET / []";
+    assert_eq!(talk(address, keep_alive.repeat(2)), answer.repeat(2));
+}
+
+#[test]
+fn head_is_answered_without_a_body() {
+    let (_server, address) = serve(|_| plain("hello"));
+    let input = "HEAD / HTTP/1.1\r\nHost: t\r\n\r\n";
+    assert_eq!(
+        talk(address, input.repeat(2)),
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".repeat(2)
+    );
+}
+
+#[test]
+fn a_status_without_a_body_has_none() {
+    let (_server, address) = serve(|_| Response::empty(204).boxed());
+    assert_eq!(
+        talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n"),
+        "HTTP/1.1 204 No Content\r\n\r\n"
+    );
+    let (_server, address) = serve(|_| Response::empty(304).boxed());
+    assert_eq!(
+        talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n"),
+        "HTTP/1.1 304 Not Modified\r\n\r\n"
+    );
+}
+
+/// A response whose length is not known before.
+fn streamed(body: impl Read + Send + 'static) -> ResponseBox {
+    Response::new(StatusCode(200), Vec::new(), body, None, None).boxed()
+}
+
+#[test]
+fn a_body_of_unknown_length_is_sent_in_chunks_or_ends_with_the_connection() {
+    let (_server, address) = serve(|_| streamed(Cursor::new("hello")));
+    assert_eq!(
+        talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n"),
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    );
+    assert_eq!(
+        talk(address, "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
+        "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello"
+    );
+    assert_eq!(
+        talk(address, "HEAD / HTTP/1.1\r\nHost: t\r\n\r\n"),
+        "HTTP/1.1 200 OK\r\n\r\n"
+    );
+}
+
+#[test]
+fn a_large_body_arrives_whole() {
+    let body: String = ('a'..='z').cycle().take(1_000_000).collect();
+    let expected = ok(&body);
+    let (_server, address) = serve(move |_| plain(body.clone()));
+    assert!(talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n") == expected);
+}
+
+#[test]
+fn continue_is_sent_when_the_handler_reads() {
+    let (_server, address) = serve(describe);
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream
+        .write_all(
+            b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n",
+        )
+        .unwrap();
+    let mut interim = [0; 25];
+    stream.read_exact(&mut interim).unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"hi").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(rest(&mut stream), ok("POST / [hi]"));
+}
+
+#[test]
+fn continue_is_not_sent_when_the_handler_does_not_read() {
+    let (_server, address) = serve(|_| plain("no"));
+    // Whether the body will come nobody knows: the connection cannot go on.
+    let input = "POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+    assert_eq!(talk(address, input), ok_last("no"));
+}
+
+#[test]
+fn an_unread_body_is_skipped_up_to_a_bound() {
+    let (_server, address) = serve(|_| plain("ok"));
+    let post = |size: usize| {
+        let body = "x".repeat(size);
+        format!("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: {size}\r\n\r\n{body}")
+    };
+    let limit = super::SKIP_LIMIT as usize;
+    assert_eq!(talk(address, post(limit).repeat(2)), ok("ok").repeat(2));
+    assert_eq!(talk(address, post(limit + 1) + &post(1)), ok_last("ok"));
+
+    let chunked = |size: usize| {
+        let body = "x".repeat(size);
+        format!(
+            "POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n{size:x}\r\n{body}\r\n0\r\n\r\n"
+        )
+    };
+    assert_eq!(talk(address, chunked(limit).repeat(2)), ok("ok").repeat(2));
+    // It is only known once the response has been sent.
+    assert_eq!(talk(address, chunked(limit + 1) + &chunked(1)), ok("ok"));
+}
+
+#[test]
+fn a_panic_costs_its_own_connection_a_500() {
+    let (_server, address) = serve(|request| match request.url() {
+        "/panic" => panic!("as the test wants it"),
+        "/body" => streamed(Panicking { after: 0 }),
+        "/half" => streamed(Panicking { after: 1 }),
+        _ => plain("ok"),
+    });
+    let mut other = TcpStream::connect(address).unwrap();
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n");
+    for path in ["/panic", "/body"] {
+        let answer = talk(address, get(path) + &get("/"));
+        assert!(
+            answer.starts_with("HTTP/1.1 500 Internal Server Error\r\n"),
+            "{answer}"
+        );
+        assert!(answer.contains("Connection: close\r\n"), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+    }
+    // The status is gone: what is left is to end without the chunk that ends a body.
+    let answer = talk(address, get("/half") + &get("/"));
+    assert_eq!(
+        answer,
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+    );
+
+    other.write_all(get("/").as_bytes()).unwrap();
+    other.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(rest(&mut other), ok("ok"));
+}
+
+/// A body that panics after so many bytes.
+struct Panicking {
+    after: usize,
+}
+
+impl Read for Panicking {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        self.after = self.after.checked_sub(1).expect("as the test wants it");
+        target[0] = b'x';
+        Ok(1)
+    }
+}
+
+#[test]
+fn a_body_that_fails_half_way_ends_visibly() {
+    let (_server, address) = serve(|request| match request.url() {
+        // Shorter than announced.
+        "/short" => Response::new(
+            StatusCode(200),
+            Vec::new(),
+            Cursor::new(vec![b'x'; 40_000]),
+            Some(50_000),
+            None,
+        )
+        .boxed(),
+        // Longer than announced.
+        _ => Response::new(
+            StatusCode(200),
+            Vec::new(),
+            Cursor::new("abcdef"),
+            Some(3),
+            None,
+        )
+        .boxed(),
+    });
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n");
+    let answer = talk(address, get("/short") + &get("/long"));
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\nxxx"),
+        "{answer}"
+    );
+    assert_eq!(answer.matches("HTTP/1.1").count(), 1);
+    assert_eq!(talk(address, get("/long").repeat(2)), ok("abc").repeat(2));
+}
+
+#[test]
+fn a_handler_cannot_split_a_response() {
+    let header = |name: &str, value: &str| Header::from_bytes(name, value).unwrap();
+    for bad in [
+        header("X", "a\r\nSet-Cookie: b"),
+        header("X", "a\nb"),
+        header("X", "a\0b"),
+        header("X\r\nY", "a"),
+        header("X Y", "a"),
+        header("", "a"),
+    ] {
+        let (_server, address) =
+            serve(move |_| Response::from_data("ok").with_header(bad.clone()).boxed());
+        let answer = talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n");
+        assert!(
+            answer.starts_with("HTTP/1.1 500 Internal Server Error\r\n"),
+            "{answer}"
+        );
+        assert!(!answer.contains("Set-Cookie"), "{answer}");
+    }
+    let (_server, address) = serve(|_| Response::empty(101).boxed());
+    let answer = talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+}
+
+#[test]
+fn the_accessors_are_those_of_tiny_http() {
+    let (_server, address) = serve(|request| {
+        let accept = request
+            .headers()
+            .iter()
+            .find(|header| header.field.equiv("accept"))
+            .unwrap();
+        assert_eq!(accept.value.as_str(), "*/*");
+        assert_eq!(*request.method(), Method::Patch);
+        assert_eq!(*request.http_version(), (1, 1));
+        assert_eq!(request.body_length(), Some(2));
+        assert!(request.remote_addr().unwrap().ip().is_loopback());
+        assert!(!request.is_draining());
+        plain(request.url())
+    });
+    let input = "PATCH /a?b=c HTTP/1.1\r\nHost: t\r\nAccept: */*\r\nContent-Length: 2\r\n\r\nhi";
+    assert_eq!(talk(address, input), ok("/a?b=c"));
+}

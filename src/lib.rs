@@ -1,0 +1,74 @@
+//! A small synchronous HTTP server that is replaced by a new version of itself while it runs, without
+//! refusing, dropping or resetting one request.
+//!
+//! A program hands [`serve`] its [`Options`] and a handler, and can from then on be replaced with
+//! `kill -USR2` and stopped with `kill -INT`:
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//!
+//! use handover::{Options, Request, Response, ResponseBox, serve};
+//!
+//! fn main() -> ExitCode {
+//!     let options = Options {
+//!         listen: "127.0.0.1:3000".to_owned(),
+//!         // A successor is started with the same arguments and this one.
+//!         graceful: std::env::args().any(|argument| argument == "--graceful"),
+//!         ..Options::default()
+//!     };
+//!     match serve(options, hello) {
+//!         Ok(outcome) => outcome.into(),
+//!         Err(error) => {
+//!             eprintln!("{error}");
+//!             ExitCode::FAILURE
+//!         }
+//!     }
+//! }
+//!
+//! /// Runs on the thread of the request's connection, and may block it.
+//! fn hello(request: &mut Request) -> ResponseBox {
+//!     Response::from_string(format!("Hello from {}!", request.url())).boxed()
+//! }
+//! ```
+//!
+//! # How a process is replaced
+//!
+//! The listening socket outlives the processes. A process that gets SIGUSR2 starts the program again, the
+//! way it was invoked itself, with the socket at descriptor 3. The new process, its *successor*, prepares
+//! everything, says `ready` through a pipe at descriptor 4, and accepts connections. The old one, its
+//! *predecessor*, stops accepting then, and *drains*: it answers the requests it has, and the next one on
+//! each kept-alive connection, with `Connection: close`, so that no client ever writes into a connection
+//! that is being closed. With nothing left to do it exits. There is no moment without an open listening
+//! socket, so nobody is refused.
+//!
+//! Whatever else happens, somebody serves: a successor that does not become ready is killed, and nothing
+//! has changed; one that dies while its predecessor is still there is succeeded by its predecessor.
+//!
+//! # How to read the code
+//!
+//! `process.rs` is the story: one loop over the states of a process. Beneath it, each module does one job,
+//! and none knows those above it: `listener.rs` binds the socket or takes it over, `signals.rs` turns
+//! signals into events, `successor.rs` starts the next process (`program.rs`: which one) and hears its
+//! words (`words.rs`), `predecessor.rs` is the other end of that, `server.rs` accepts connections and
+//! knows which are open, and `http` speaks HTTP on one of them.
+
+mod descriptor;
+mod error;
+mod http;
+mod listener;
+mod options;
+mod pid_file;
+mod predecessor;
+mod process;
+mod program;
+mod server;
+mod signals;
+mod successor;
+mod words;
+
+pub use tiny_http::{HTTPVersion, Header, HeaderField, Method, Response, ResponseBox, StatusCode};
+
+pub use crate::error::Error;
+pub use crate::http::Request;
+pub use crate::options::Options;
+pub use crate::process::{Outcome, serve};

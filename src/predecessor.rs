@@ -1,0 +1,49 @@
+//! The process before this one, seen through the pipe at descriptor 4.
+
+use std::fs::File;
+use std::io::Write;
+use std::mem::ManuallyDrop;
+use std::os::fd::{IntoRawFd, OwnedFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{SFlag, fstat};
+
+use crate::descriptor;
+use crate::words::Word;
+
+/// The predecessor, while there may be one.
+pub(crate) struct Predecessor {
+    /// Only the end of the process closes it, because that is what its end of file tells the predecessor:
+    /// one that hears it earlier kills this process, which may be about to say why it cannot serve.
+    pipe: ManuallyDrop<File>,
+}
+
+impl Predecessor {
+    /// The predecessor at the other end of descriptor 4, or `None` if that is not the write end of a
+    /// pipe: then something else has started this process, and waits for no word.
+    pub(crate) fn inherited() -> Option<Predecessor> {
+        let descriptor = descriptor::inherited(descriptor::PIPE)?;
+        if is_write_end_of_pipe(&descriptor) {
+            let pipe = ManuallyDrop::new(File::from(descriptor));
+            return Some(Predecessor { pipe });
+        }
+        // It was handed to the program for a purpose of its own, so it is not ours to close.
+        let _ = descriptor.into_raw_fd();
+        None
+    }
+
+    /// Tells the predecessor; `false` if it is gone and nobody has heard it.
+    pub(crate) fn tell(&mut self, word: Word) -> bool {
+        self.pipe
+            .write_all(format!("{}\n", word.line()).as_bytes())
+            .is_ok()
+    }
+}
+
+fn is_write_end_of_pipe(descriptor: &OwnedFd) -> bool {
+    let is_pipe = fstat(descriptor)
+        .is_ok_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits());
+    let is_write_end = fcntl(descriptor, FcntlArg::F_GETFL)
+        .is_ok_and(|flags| flags & OFlag::O_ACCMODE.bits() == OFlag::O_WRONLY.bits());
+    is_pipe && is_write_end
+}
