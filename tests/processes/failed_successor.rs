@@ -1,0 +1,357 @@
+//! Handovers that fail: the predecessor goes on as if nothing had happened, and says why.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::client::Client;
+use crate::load::{Kind, Load};
+use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end, wait_until};
+
+/// Number and kind of every descriptor, and the number of threads.
+fn resources(pid: u32) -> (Vec<String>, usize) {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let mut descriptors: Vec<String> = entries
+        .map(|entry| {
+            format!(
+                "{:?} {:?}",
+                entry.file_name(),
+                fs::read_link(entry.path()).unwrap_or_default()
+            )
+        })
+        .collect();
+    descriptors.sort();
+    (
+        descriptors,
+        fs::read_dir(format!("/proc/{pid}/task")).unwrap().count(),
+    )
+}
+
+/// A server whose program is a file that can be replaced.
+struct Replaceable {
+    server: Server,
+}
+
+impl Replaceable {
+    fn start(arguments: &[&str]) -> Replaceable {
+        let directory = Directory::new();
+        let program = directory.join("program");
+        install(Path::new(BINARY), &program);
+        let mut command = Command::new(program);
+        command
+            .args(["--listen", "127.0.0.1:0", "--pid-file"])
+            .arg(directory.join("pid"))
+            .args(arguments);
+        Replaceable {
+            server: Server::start_command(command, directory),
+        }
+    }
+
+    /// Replaces the program by a script.
+    fn install_script(&self, script: &str) {
+        let new = self.server.directory.join("new");
+        fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&new, Permissions::from_mode(0o755)).unwrap();
+        self.replace(&new);
+    }
+
+    fn replace(&self, new: &Path) {
+        fs::rename(new, self.server.directory.join("program")).unwrap();
+    }
+
+    /// Hands over, which has to fail for this reason, without a loss and without a trace; and then, with
+    /// the program as it was, has to succeed.
+    fn fails(&self, reason: &str) {
+        self.fails_during(reason, || ());
+    }
+
+    fn fails_during(&self, reason: &str, meanwhile: impl FnOnce()) {
+        let server = &self.server;
+        let pid = server.serving();
+        let before = resources(pid);
+        let load = Load::start(server.address, &[Kind::Close, Kind::Naive], 2);
+        server.signal(Signal::SIGUSR2);
+        meanwhile();
+        let line = server.expect("handover failed: ");
+        assert!(
+            line.contains(reason),
+            "{line:?} does not give the reason {reason:?}"
+        );
+        load.stop();
+
+        assert_eq!(server.pid_file(), pid);
+        assert_eq!(
+            fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap(),
+            ""
+        );
+        // The last of the connections may still be on their way out.
+        wait_until(
+            || resources(pid) == before,
+            || format!("{:#?}\nnot\n{before:#?}", resources(pid)),
+        );
+
+        install(Path::new(BINARY), &server.directory.join("new"));
+        self.replace(&server.directory.join("new"));
+        let load = Load::start(server.address, &[Kind::Close, Kind::Naive], 2);
+        let successor = server.hand_over();
+        assert_eq!(wait_for_end(pid), exited(pid, 0));
+        load.stop();
+        assert_eq!(server.hello(), successor);
+        assert_eq!(server.pid_file(), successor);
+        server.expect_processes(&[successor]);
+    }
+}
+
+/// Copies a program in such a way that no descriptor of this process is open for writing to it: a child
+/// that another test forks meanwhile would inherit it, and keep the file from being executed.
+fn install(from: &Path, to: &Path) {
+    assert!(
+        Command::new("cp")
+            .arg(from)
+            .arg(to)
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+#[test]
+fn the_file_is_missing() {
+    let replaceable = Replaceable::start(&[]);
+    fs::remove_file(replaceable.server.directory.join("program")).unwrap();
+    replaceable.fails("No such file or directory");
+}
+
+#[test]
+fn the_file_is_not_executable() {
+    let replaceable = Replaceable::start(&[]);
+    let program = replaceable.server.directory.join("program");
+    fs::set_permissions(program, Permissions::from_mode(0o644)).unwrap();
+    replaceable.fails("Permission denied");
+}
+
+#[test]
+fn the_file_is_truncated() {
+    let replaceable = Replaceable::start(&[]);
+    let new = replaceable.server.directory.join("new");
+    install(Path::new(BINARY), &new);
+    // In a process of its own, for the same reason as above.
+    assert!(
+        Command::new("truncate")
+            .args(["-s", "4096"])
+            .arg(&new)
+            .status()
+            .unwrap()
+            .success()
+    );
+    replaceable.replace(&new);
+    // The kernel may refuse to execute it, or kill it once it misses the rest.
+    replaceable.fails("");
+}
+
+#[test]
+fn it_exits_with_an_error() {
+    let replaceable = Replaceable::start(&[]);
+    replaceable.install_script("exit 1");
+    replaceable.fails("closed descriptor 4 before it was ready; it exited with status 1");
+}
+
+#[test]
+fn it_exits_without_an_error() {
+    let replaceable = Replaceable::start(&[]);
+    replaceable.install_script("exit 0");
+    replaceable.fails("closed descriptor 4 before it was ready; it exited with status 0");
+}
+
+#[test]
+fn it_exits_while_a_helper_keeps_the_pipe_open() {
+    let replaceable = Replaceable::start(&[]);
+    let helper = replaceable.server.directory.join("helper");
+    // The helper leaves the process group, so that it is not counted among the server's processes.
+    replaceable.install_script(&format!(
+        "setsid sleep 60 & echo $! > {}; exit 3",
+        helper.display()
+    ));
+    replaceable.fails("ended before it was ready; it exited with status 3");
+    let helper = fs::read_to_string(helper).unwrap().trim().parse().unwrap();
+    signal_process(helper, Signal::SIGKILL);
+}
+
+#[test]
+fn it_hangs() {
+    let replaceable = Replaceable::start(&["--ready-timeout", "500ms"]);
+    replaceable.install_script("exec sleep 60");
+    replaceable.fails("was not ready within 500ms; it was killed for that");
+}
+
+#[test]
+fn it_closes_the_pipe_and_hangs() {
+    let replaceable = Replaceable::start(&[]);
+    replaceable.install_script("exec 4>&-; exec sleep 60");
+    replaceable.fails("closed descriptor 4 before it was ready; it was killed for that");
+}
+
+#[test]
+fn it_says_something_else() {
+    let replaceable = Replaceable::start(&[]);
+    replaceable.install_script("echo hello >&4; exec sleep 60");
+    replaceable.fails("said \"hello\" instead of \"ready\"; it was killed for that");
+}
+
+#[test]
+fn it_says_too_much() {
+    let replaceable = Replaceable::start(&[]);
+    replaceable.install_script("head -c 100000 /dev/zero >&4; exec sleep 60");
+    replaceable.fails("instead of \"ready\"; it was killed for that");
+}
+
+#[test]
+fn it_says_half_a_word() {
+    let replaceable = Replaceable::start(&[]);
+    replaceable.install_script("printf ready >&4");
+    replaceable.fails("said \"ready\" instead of \"ready\"");
+}
+
+#[test]
+fn it_is_killed_by_a_signal() {
+    let replaceable = Replaceable::start(&[]);
+    replaceable.install_script("kill -SEGV $$");
+    replaceable.fails("it was killed by SIGSEGV");
+}
+
+#[test]
+fn it_is_killed_by_somebody_else() {
+    let replaceable = Replaceable::start(&[]);
+    replaceable.install_script("exec sleep 60");
+    let server = &replaceable.server;
+    replaceable.fails_during("it was killed by SIGKILL", || {
+        server.expect("started successor");
+        signal_process(server.expect_child(server.first()), Signal::SIGKILL);
+    });
+}
+
+#[test]
+fn it_is_asked_for_another_address() {
+    let replaceable = Replaceable::start(&[]);
+    let good = replaceable.server.directory.join("good");
+    install(Path::new(BINARY), &good);
+    replaceable.install_script(&format!(
+        "exec {} --graceful --listen 127.0.0.1:1",
+        good.display()
+    ));
+    replaceable.fails("it exited with status 1");
+    let address = replaceable.server.address;
+    replaceable.server.expect(&format!(
+        "cannot take over the listening socket at descriptor 3: it listens on {address}, not on 127.0.0.1:1"
+    ));
+}
+
+#[test]
+fn its_flags_are_wrong() {
+    let replaceable = Replaceable::start(&[]);
+    let good = replaceable.server.directory.join("good");
+    install(Path::new(BINARY), &good);
+    replaceable.install_script(&format!(
+        "exec {} --graceful --no-such-flag",
+        good.display()
+    ));
+    replaceable.fails("it exited with status 2");
+    replaceable
+        .server
+        .expect("handover: invalid option '--no-such-flag'");
+}
+
+#[test]
+fn its_pid_file_cannot_be_written() {
+    let directory = Directory::new();
+    let run = directory.join("run");
+    fs::create_dir(&run).unwrap();
+    let mut command = Command::new(BINARY);
+    command
+        .args(["--listen", "127.0.0.1:0", "--pid-file"])
+        .arg(run.join("pid"));
+    let server = Server::start_command(command, directory);
+
+    let load = Load::start(server.address, &Kind::ALL, 1);
+    fs::rename(&run, server.directory.join("elsewhere")).unwrap();
+    server.signal(Signal::SIGUSR2);
+    server.expect("cannot write the PID file");
+    let line = server.expect("handover failed: ");
+    assert!(line.contains("it exited with status 1"), "{line}");
+    assert_eq!(server.hello(), server.first());
+    fs::create_dir(&run).unwrap();
+    let successor = server.hand_over();
+    load.stop();
+    assert_eq!(
+        fs::read_to_string(run.join("pid")).unwrap(),
+        format!("{successor}\n")
+    );
+}
+
+#[test]
+fn a_stop_ends_an_unready_successor_first() {
+    let replaceable = Replaceable::start(&[]);
+    replaceable.install_script("exec sleep 60");
+    let server = &replaceable.server;
+    let mut client = Client::connect(server.address).unwrap();
+    client
+        .send("GET /sleep?duration=500ms HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
+    server.signal(Signal::SIGUSR2);
+    server.expect("started successor");
+    let successor = server.expect_child(server.first());
+    server.signal(Signal::SIGTERM);
+    server.expect(&format!(
+        "successor {successor} was not ready when SIGTERM came; it was killed for that"
+    ));
+    assert_eq!(server.processes(), [server.first()]);
+    assert_eq!(client.receive().unwrap().status, 200);
+    drop(client);
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+}
+
+#[test]
+fn a_restart_and_a_stop_at_the_same_time_lose_nothing() {
+    // However the two race, a connection is answered by the process that has accepted it.
+    for _ in 0..30 {
+        let server = Server::start_for_load(&[]);
+        let mut clients: Vec<Client> = (0..4)
+            .map(|_| Client::connect(server.address).unwrap())
+            .collect();
+        for client in &mut clients {
+            client
+                .send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n")
+                .unwrap();
+        }
+        server.signal(Signal::SIGUSR2);
+        server.expect_child(server.first());
+        server.signal(Signal::SIGTERM);
+        for client in &mut clients {
+            client.send("hi").unwrap();
+            assert_eq!(client.receive().unwrap().text(), "hi");
+        }
+        drop(clients);
+        assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+        // Either the successor was ready, and serves, or it is gone.
+        match server.processes()[..] {
+            [] => assert!(server.log().contains("was killed for that")),
+            [successor] => assert_eq!(server.hello(), successor),
+            ref several => panic!("{several:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_file_is_still_being_written() {
+    let replaceable = Replaceable::start(&[]);
+    let program = replaceable.server.directory.join("program");
+    let new = replaceable.server.directory.join("new");
+    install(Path::new(BINARY), &new);
+    replaceable.replace(&new);
+    let writing = File::options().append(true).open(program).unwrap();
+    replaceable.fails("Text file busy");
+    drop(writing);
+}

@@ -1,0 +1,333 @@
+//! Handovers that succeed: nothing is lost, and nothing is left over.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::client::{self, Client};
+use crate::load::{Kind, Load};
+use crate::server::{Server, exited, signal_process, wait_for_end};
+
+#[test]
+fn fifty_handovers_under_load_lose_nothing() {
+    let server = Server::start_for_load(&[]);
+    let load = Load::start(server.address, &Kind::ALL, 8);
+    let mut generations = vec![server.first()];
+    for _ in 0..50 {
+        // The pace is part of the load, and no event is waited for by it.
+        thread::sleep(Duration::from_millis(150));
+        generations.push(server.hand_over());
+    }
+    let requests = load.stop();
+    eprintln!("answered: {requests:?}");
+
+    let last = generations.pop().unwrap();
+    for pid in generations {
+        server.expect(&format!("process {pid} ends"));
+    }
+    server.expect_processes(&[last]);
+    assert!(!server.log().contains("cutting"));
+    assert_eq!(server.hello(), last);
+    assert_eq!(server.stop(), exited(last, 0));
+}
+
+/// What must be the same in every generation.
+#[derive(Debug, PartialEq)]
+struct Appearance {
+    descriptors: Vec<(String, String)>,
+    arguments: Vec<u8>,
+    environment: Vec<u8>,
+    directory: PathBuf,
+    threads: usize,
+}
+
+impl Appearance {
+    fn of(pid: u32) -> Appearance {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let mut descriptors: Vec<(String, String)> = fs::read_dir(proc.join("fd"))
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let target = fs::read_link(entry.path())
+                    .unwrap()
+                    .to_string_lossy()
+                    .into_owned();
+                // "pipe:[4711]": the kind is what has to stay.
+                let kind = target.split(":[").next().unwrap().to_owned();
+                (entry.file_name().into_string().unwrap(), kind)
+            })
+            .collect();
+        descriptors.sort();
+        Appearance {
+            descriptors,
+            arguments: fs::read(proc.join("cmdline")).unwrap(),
+            environment: fs::read(proc.join("environ")).unwrap(),
+            directory: fs::read_link(proc.join("cwd")).unwrap(),
+            threads: fs::read_dir(proc.join("task")).unwrap().count(),
+        }
+    }
+}
+
+#[test]
+fn the_two_hundredth_successor_is_like_the_first() {
+    let server = Server::start_for_load(&["--message", "Hi"]);
+    let origin = Appearance::of(server.first());
+    let mut appearances = Vec::new();
+    for _ in 0..200 {
+        let predecessor = server.serving();
+        let successor = server.hand_over();
+        assert_eq!(wait_for_end(predecessor), exited(predecessor, 0));
+        assert_eq!(server.pid_file(), successor);
+        appearances.push(Appearance::of(successor));
+    }
+    let first = &appearances[0];
+    assert!(
+        appearances.iter().all(|appearance| appearance == first),
+        "{appearances:#?}"
+    );
+    assert_eq!(
+        first.arguments,
+        [&origin.arguments[..], b"--graceful\0"].concat()
+    );
+    assert_eq!(first.environment, origin.environment);
+    assert_eq!(first.directory, origin.directory);
+    assert_eq!(first.threads, origin.threads);
+
+    assert_eq!(server.processes(), [server.serving()]);
+    assert_eq!(server.get("/"), "Hi");
+    assert_eq!(server.stop(), exited(server.serving(), 0));
+}
+
+#[test]
+fn a_request_in_flight_is_answered_by_the_predecessor_and_new_ones_by_the_successor() {
+    let server = Server::start(&["--message", "Graceful Reload"]);
+    let old = server.first();
+    let mut client = Client::connect(server.address).unwrap();
+    client
+        .send("GET /test HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
+    server.expect("GET /");
+
+    let new = server.hand_over();
+    assert_eq!(server.hello(), new);
+    assert_eq!(server.get("/"), "Graceful Reload");
+    assert_eq!(server.processes().len(), 2);
+
+    let reply = client.receive().unwrap();
+    assert_eq!(
+        (reply.status, reply.text().as_str()),
+        (200, "Graceful Reload")
+    );
+    assert!(reply.is_last(), "{reply:?}");
+    assert!(client.rest().unwrap().is_empty());
+    drop(client);
+    assert_eq!(wait_for_end(old), exited(old, 0));
+    assert_eq!(server.processes(), [new]);
+}
+
+#[test]
+fn an_idle_connection_gets_one_more_answer_from_the_predecessor() {
+    let server = Server::start(&[]);
+    let old = server.first();
+    let mut client = Client::connect(server.address).unwrap();
+    assert!(!client.get("/hello").unwrap().is_last());
+    let mut silent = Client::connect(server.address).unwrap();
+    server.expect("connected");
+    server.expect("connected");
+
+    let new = server.hand_over();
+    for client in [&mut client, &mut silent] {
+        let reply = client.get("/hello").unwrap();
+        assert_eq!(reply.text(), format!("Hello from {old}!"));
+        assert!(reply.is_last(), "{reply:?}");
+        assert!(client.rest().unwrap().is_empty());
+    }
+    drop((client, silent));
+    assert_eq!(wait_for_end(old), exited(old, 0));
+    assert_eq!(server.hello(), new);
+}
+
+#[test]
+fn pipelined_requests_are_all_answered_by_the_predecessor() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(server.address).unwrap();
+    let requests: String = (1..=5)
+        .map(|n| format!("GET /sleep?duration={n}ms HTTP/1.1\r\nHost: t\r\n\r\n"))
+        .collect();
+    client
+        .send("GET /sleep?duration=300ms HTTP/1.1\r\nHost: t\r\n\r\n")
+        .unwrap();
+    server.expect("GET /");
+    client.send(requests).unwrap();
+    server.hand_over();
+    let replies: Vec<bool> = (0..6)
+        .map(|_| client.receive().unwrap().is_last())
+        .collect();
+    assert_eq!(replies, [false, false, false, false, false, true]);
+    drop(client);
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+}
+
+#[test]
+fn only_one_handover_at_a_time() {
+    let server = Server::start_for_load(&[]);
+    let load = Load::start(server.address, &[Kind::Naive, Kind::Close], 4);
+    for _ in 0..10 {
+        // A signal that is still pending swallows the next one of its kind, so these come as two kinds.
+        signal_process(server.first(), Signal::SIGUSR2);
+        signal_process(server.first(), Signal::SIGHUP);
+    }
+    let successor = server.expect_handover();
+    server.expect("refused");
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+    load.stop();
+    server.expect_processes(&[successor]);
+    let log = server.log();
+    assert_eq!(log.matches("started successor").count(), 1, "{log}");
+    assert!(
+        log.contains("refused, successor") || log.contains("refused, this process has handed over")
+    );
+}
+
+#[test]
+fn signals_never_kill_a_young_successor() {
+    let server = Server::start_for_load(&[]);
+    let load = Load::start(server.address, &[Kind::Naive, Kind::Close], 2);
+    for _ in 0..20 {
+        let old = server.serving();
+        let idle = server.idle_client();
+        server.signal(Signal::SIGUSR2);
+        // From the moment on in which the process is visible.
+        let young = server.expect_child(old);
+        for _ in 0..50 {
+            // It may have obeyed and ended before the last of them.
+            let _ = kill(Pid::from_raw(young as i32), Signal::SIGHUP);
+            let _ = kill(Pid::from_raw(young as i32), Signal::SIGUSR2);
+        }
+        drop(idle);
+        // They have been kept, and have made it hand over in turn, once it was ready.
+        assert_eq!(server.expect_handover(), young);
+        let grandchild = server.expect_handover();
+        server.expect(&format!("process {old} ends"));
+        server.expect(&format!("process {young} ends"));
+        assert_eq!(server.hello(), grandchild);
+    }
+    load.stop();
+}
+
+#[test]
+fn a_stop_signal_for_a_young_successor_waits_until_it_can_be_obeyed() {
+    let server = Server::start(&[]);
+    let old = server.first();
+    let mut client = Client::connect(server.address).unwrap();
+    client
+        .send("GET /sleep?duration=1s HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
+    server.expect("GET /");
+    server.signal(Signal::SIGUSR2);
+    let young = server.expect_child(old);
+    signal_process(young, Signal::SIGTERM);
+    assert_eq!(server.expect_handover(), young);
+    server.expect("SIGTERM: stopping");
+    assert_eq!(client.receive().unwrap().status, 200);
+    drop(client);
+    // The operator has stopped the service: the predecessor does not bring it back.
+    server.expect(&format!("process {young} ends"));
+    assert_eq!(wait_for_end(old), exited(old, 0));
+    server.expect_processes(&[]);
+    assert!(client::get(server.address, "/").is_err());
+}
+
+#[test]
+fn a_dead_successor_is_succeeded_by_its_predecessor() {
+    let server = Server::start_in_detail();
+    let old = server.first();
+    let mut client = Client::connect(server.address).unwrap();
+    client
+        .send("GET /sleep?duration=2s HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
+    server.expect("GET /");
+    let successor = server.hand_over();
+    assert_eq!(server.pid_file(), successor);
+
+    signal_process(successor, Signal::SIGKILL);
+    server.expect(&format!(
+        "successor {successor} was killed by SIGKILL; accepting connections again"
+    ));
+    assert_eq!(server.hello(), old);
+    assert_eq!(server.pid_file(), old);
+    assert_eq!(client.receive().unwrap().status, 200);
+    drop(client);
+    assert_eq!(server.processes(), [old]);
+
+    // It is an ordinary process again: the answers are not the last ones, and it can hand over.
+    let mut client = Client::connect(server.address).unwrap();
+    assert!(!client.get("/").unwrap().is_last());
+    drop(client);
+    signal_process(old, Signal::SIGUSR2);
+    let successor = server.expect_handover();
+    assert_eq!(wait_for_end(old), exited(old, 0));
+    assert_eq!(server.hello(), successor);
+    assert_eq!(server.pid_file(), successor);
+}
+
+#[test]
+fn a_successor_that_has_handed_over_itself_is_not_succeeded_by_its_predecessor() {
+    let server = Server::start_in_detail();
+    let (mut first, mut second) = (
+        Client::connect(server.address).unwrap(),
+        Client::connect(server.address).unwrap(),
+    );
+    first
+        .send("GET /sleep?duration=2s HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
+    server.expect("GET /");
+    let oldest = server.first();
+    let middle = server.hand_over();
+    drop(second);
+    second = Client::connect(server.address).unwrap();
+    assert!(!second.get("/hello").unwrap().is_last());
+    let newest = server.hand_over();
+    server.expect(&format!("successor {middle} says that it is handed over"));
+
+    // It dies while it drains, and so does not end in good order; but its place is taken.
+    signal_process(middle, Signal::SIGKILL);
+    assert_eq!(first.receive().unwrap().status, 200);
+    drop(first);
+    assert_eq!(wait_for_end(oldest), exited(oldest, 0));
+    assert_eq!(server.pid_file(), newest);
+    assert_eq!(server.hello(), newest);
+    assert_eq!(server.processes(), [newest]);
+}
+
+#[test]
+fn the_successor_serves_when_its_predecessor_is_killed() {
+    // Killed at once, at the first sight of the successor, when that is started, and when it is ready.
+    for moment in 0..4 {
+        for _ in 0..5 {
+            let server = Server::start_for_load(&[]);
+            let old = server.first();
+            let _idle = server.idle_client();
+            server.signal(Signal::SIGUSR2);
+            let young = server.expect_child(old);
+            match moment {
+                0 => {}
+                1 => thread::yield_now(),
+                2 => drop(server.expect("started successor")),
+                _ => drop(server.expect("is ready")),
+            }
+            signal_process(old, Signal::SIGKILL);
+            server.set_serving(young);
+            if moment < 3 {
+                server.expect(&format!("process {young} is ready"));
+            }
+            assert_eq!(server.hello(), young);
+            assert_eq!(server.pid_file(), young);
+            assert_eq!(server.stop(), exited(young, 0));
+        }
+    }
+}

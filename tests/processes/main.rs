@@ -1,0 +1,11 @@
+//! Tests with real processes: the command is started, gets real signals and real traffic, and its log,
+//! its descriptors and its exit status are looked at.
+
+mod client;
+mod drain;
+mod failed_successor;
+mod handover;
+mod load;
+mod program;
+mod server;
+mod surroundings;

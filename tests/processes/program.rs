@@ -1,0 +1,159 @@
+//! Which program a successor is: whatever the predecessor was invoked as leads to now.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end};
+
+fn executable(pid: u32) -> PathBuf {
+    fs::read_link(format!("/proc/{pid}/exe")).unwrap()
+}
+
+/// By a process of its own: a child that another test forks meanwhile cannot inherit a descriptor that is
+/// open for writing to the program, which would keep it from being executed.
+fn install(to: &Path) {
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    assert!(
+        Command::new("cp")
+            .arg(BINARY)
+            .arg(to)
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+/// Two releases, and a symbolic link to the first.
+fn releases() -> Directory {
+    let directory = Directory::new();
+    for release in ["1", "2"] {
+        install(&directory.join("releases").join(release).join("main"));
+    }
+    symlink("releases/1/main", directory.join("current_main")).unwrap();
+    directory
+}
+
+/// What `ln -snf` does.
+fn relink(directory: &Directory, target: &str, link: &str) {
+    assert!(
+        Command::new("ln")
+            .arg("-snf")
+            .arg(target)
+            .arg(directory.join(link))
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+/// Hands over by a signal to the process in the PID file.
+fn hand_over(server: &Server) -> u32 {
+    let old = server.pid_file();
+    signal_process(old, Signal::SIGHUP);
+    let new = server.expect_handover();
+    assert_eq!(server.pid_file(), new);
+    assert_eq!(wait_for_end(old), exited(old, 0));
+    assert_eq!(server.hello(), new);
+    new
+}
+
+fn goes_forward_and_back(command: Command, directory: Directory) {
+    let server = Server::start_command(command, directory);
+    let release = |release: &str| {
+        server
+            .directory
+            .path()
+            .join("releases")
+            .join(release)
+            .join("main")
+    };
+    let origin = fs::read_link(format!("/proc/{}/cwd", server.first())).unwrap();
+    assert_eq!(executable(server.first()), release("1"));
+    for target in ["2", "1", "2"] {
+        relink(
+            &server.directory,
+            &format!("releases/{target}/main"),
+            "current_main",
+        );
+        let pid = hand_over(&server);
+        assert_eq!(executable(pid), release(target));
+        assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), origin);
+    }
+}
+
+fn arguments(command: &mut Command, directory: &Directory) {
+    command
+        .args(["--listen", "127.0.0.1:0", "--pid-file"])
+        .arg(directory.join("pid"));
+}
+
+#[test]
+fn a_symbolic_link_is_followed_when_invoked_by_an_absolute_path() {
+    let directory = releases();
+    let mut command = Command::new(directory.join("current_main"));
+    arguments(&mut command, &directory);
+    goes_forward_and_back(command, directory);
+}
+
+#[test]
+fn a_symbolic_link_is_followed_when_invoked_by_a_relative_path() {
+    let directory = releases();
+    let mut command = Command::new("./current_main");
+    command.current_dir(directory.path());
+    arguments(&mut command, &directory);
+    goes_forward_and_back(command, directory);
+}
+
+#[test]
+fn a_symbolic_link_is_followed_when_invoked_by_name() {
+    let directory = releases();
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec current_main \"$@\"", "sh"]);
+    let path = std::env::var("PATH").unwrap();
+    command.env("PATH", format!("{}:{path}", directory.path().display()));
+    arguments(&mut command, &directory);
+    goes_forward_and_back(command, directory);
+}
+
+#[test]
+fn a_false_name_does_not_mislead() {
+    // As by `exec -a`: the name leads nowhere, or to another program.
+    for name in ["nowhere", "/bin/true"] {
+        let directory = releases();
+        let mut command = Command::new("bash");
+        let script = format!("exec -a {name} \"$@\"");
+        command
+            .args(["-c", &script, "bash"])
+            .arg(directory.join("current_main"));
+        arguments(&mut command, &directory);
+        let server = Server::start_command(command, directory);
+        let pid = hand_over(&server);
+        assert_eq!(
+            executable(pid),
+            server.directory.path().join("releases/1/main")
+        );
+    }
+}
+
+#[test]
+fn a_replaced_file_is_the_new_one() {
+    let directory = Directory::new();
+    let program = directory.join("program");
+    install(&program);
+    let mut command = Command::new(&program);
+    arguments(&mut command, &directory);
+    let server = Server::start_command(command, directory);
+    for _ in 0..2 {
+        let new = server.directory.join("new");
+        install(&new);
+        fs::rename(&new, &program).unwrap();
+        let old = executable(server.serving());
+        assert!(old.to_string_lossy().ends_with(" (deleted)"), "{old:?}");
+        let pid = hand_over(&server);
+        assert_eq!(executable(pid), program);
+    }
+}

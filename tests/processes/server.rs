@@ -1,0 +1,358 @@
+//! A server under test: the process that was started, and its successors.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::client::{self, Client};
+
+/// When a test gives up. Nothing that is waited for takes anywhere near as long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary that cargo has built for the tests.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_handover");
+
+/// A directory that goes away with this.
+pub struct Directory(PathBuf);
+
+impl Directory {
+    pub fn new() -> Directory {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "handover-{}-{}",
+            process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Directory(path)
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A server, with whatever processes it consists of at the moment. They share a process group, and are
+/// killed with this.
+pub struct Server {
+    first: u32,
+    serving: Cell<u32>,
+    pub address: SocketAddr,
+    log: RefCell<Log>,
+    pub directory: Directory,
+}
+
+/// The log of all processes of a server.
+struct Log {
+    lines: Receiver<String>,
+    all: Vec<String>,
+    /// Those that nobody has waited for yet. The processes write at the same time, so that a line may come
+    /// before one that is waited for first.
+    pending: VecDeque<String>,
+}
+
+impl Server {
+    /// Starts the command on a free port. It logs each connection and each request.
+    pub fn start(arguments: &[&str]) -> Server {
+        let mut command = Command::new(BINARY);
+        command
+            .env("RUST_LOG", "debug")
+            .args(["--listen", "127.0.0.1:0"])
+            .args(arguments);
+        Server::start_command(command, Directory::new())
+    }
+
+    /// Starts the command on a free port, with a PID file. It logs what is usual.
+    pub fn start_for_load(arguments: &[&str]) -> Server {
+        let directory = Directory::new();
+        let mut command = Command::new(BINARY);
+        command.args(["--listen", "127.0.0.1:0", "--pid-file"]);
+        command.arg(directory.join("pid")).args(arguments);
+        Server::start_command(command, directory)
+    }
+
+    /// Starts the command on a free port, with a PID file. It logs each connection and each request.
+    pub fn start_in_detail() -> Server {
+        let directory = Directory::new();
+        let mut command = Command::new(BINARY);
+        command
+            .env("RUST_LOG", "debug")
+            .args(["--listen", "127.0.0.1:0", "--pid-file"]);
+        command.arg(directory.join("pid"));
+        Server::start_command(command, directory)
+    }
+
+    /// Starts whatever ends up as the command, and waits until it is ready.
+    pub fn start_command(mut command: Command, directory: Directory) -> Server {
+        // Processes whose predecessor has exited become our children, so that we can wait for them.
+        set_child_subreaper(true).unwrap();
+        command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let first = child.id();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        // Like its successors, it is waited for by its number.
+        drop(child);
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                let _ = sender.send(String::from_utf8_lossy(&line).into_owned());
+            }
+        });
+        let log = Log {
+            lines,
+            all: Vec::new(),
+            pending: VecDeque::new(),
+        };
+        let mut server = Server {
+            first,
+            serving: Cell::new(first),
+            address: ([127, 0, 0, 1], 0).into(),
+            log: RefCell::new(log),
+            directory,
+        };
+        let listening = server.expect("listening on ");
+        server.address = listening.rsplit(' ').next().unwrap().parse().unwrap();
+        server.expect(&format!("process {first} is ready"));
+        server
+    }
+
+    /// The process that was started.
+    pub fn first(&self) -> u32 {
+        self.first
+    }
+
+    /// The process that accepts connections, as far as this has been told.
+    pub fn serving(&self) -> u32 {
+        self.serving.get()
+    }
+
+    /// Tells which process has become the one that serves.
+    pub fn set_serving(&self, pid: u32) {
+        self.serving.set(pid);
+    }
+
+    /// Waits for a log line that contains `text`, and returns it. No line is found twice.
+    pub fn expect(&self, text: &str) -> String {
+        let log = &mut *self.log.borrow_mut();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(index) = log.pending.iter().position(|line| line.contains(text)) {
+                return log.pending.remove(index).unwrap();
+            }
+            match log
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => {
+                    log.all.push(line.clone());
+                    log.pending.push_back(line);
+                }
+                Err(error) => panic!("{error} for {text:?} in the log:\n{}", log.all.join("\n")),
+            }
+        }
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        let log = &mut *self.log.borrow_mut();
+        for line in log.lines.try_iter() {
+            log.all.push(line.clone());
+            log.pending.push_back(line);
+        }
+        log.all.join("\n")
+    }
+
+    /// Sends a signal to the serving process.
+    pub fn signal(&self, signal: Signal) {
+        signal_process(self.serving(), signal);
+    }
+
+    /// Hands over, and returns the successor once the handover is decided.
+    pub fn hand_over(&self) -> u32 {
+        self.signal(Signal::SIGUSR2);
+        self.expect_handover()
+    }
+
+    /// Waits until a handover is decided, and returns the successor.
+    pub fn expect_handover(&self) -> u32 {
+        let line = self.expect("handed over to successor ");
+        let successor = number_after(&line, "successor ");
+        self.serving.set(successor);
+        successor
+    }
+
+    /// Stops the serving process, and returns how it ended.
+    pub fn stop(&self) -> Option<WaitStatus> {
+        self.signal(Signal::SIGTERM);
+        wait_for_end(self.serving())
+    }
+
+    /// The body of a response with status 200.
+    pub fn get(&self, path: &str) -> String {
+        let reply = client::get(self.address, path).unwrap();
+        assert_eq!(reply.status, 200, "{path}");
+        reply.text()
+    }
+
+    /// A connection that has been accepted, and keeps the process that has done so from ending.
+    pub fn idle_client(&self) -> Client {
+        let mut client = Client::connect(self.address).unwrap();
+        client.get("/").unwrap();
+        client
+    }
+
+    /// The PID that `/hello` tells.
+    pub fn hello(&self) -> u32 {
+        number_after(&self.get("/hello"), "from ")
+    }
+
+    /// The PID file's content.
+    pub fn pid_file(&self) -> u32 {
+        fs::read_to_string(self.directory.join("pid"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    }
+
+    /// Waits until these are the processes of this server.
+    pub fn expect_processes(&self, expected: &[u32]) {
+        wait_until(
+            || self.processes() == expected,
+            || format!("{:?}, not {expected:?}", self.processes()),
+        );
+    }
+
+    /// The processes of this server that have not ended; one that has ended but not been waited for has.
+    pub fn processes(&self) -> Vec<u32> {
+        let mut processes = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            // It may end while we look.
+            let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
+                continue;
+            };
+            let fields: Vec<&str> = stat
+                .rsplit(')')
+                .next()
+                .unwrap()
+                .split_whitespace()
+                .collect();
+            let (state, group) = (fields[0], fields[2]);
+            if group == self.first.to_string() && !matches!(state, "Z" | "X") {
+                processes.push(pid);
+            }
+        }
+        processes.sort_unstable();
+        processes
+    }
+
+    /// The child that a process has as soon as it has one.
+    pub fn expect_child(&self, pid: u32) -> u32 {
+        let children = format!("/proc/{pid}/task/{pid}/children");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // Without a pause: what matters are the first moments of that child.
+            if let Ok(child) = fs::read_to_string(&children).unwrap().trim().parse() {
+                return child;
+            }
+            assert!(Instant::now() < deadline, "process {pid} has no child");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The group's ID is that of its first process, which nobody else gets while the group has a member.
+        if !self.processes().is_empty() {
+            let _ = killpg(Pid::from_raw(self.first as i32), Signal::SIGKILL);
+        }
+        if thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(60)..].join("\n");
+            eprintln!("--- the end of the log of {}\n{last}", self.first);
+        }
+    }
+}
+
+/// Sends a signal to a process that must be there.
+pub fn signal_process(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid as i32), signal).unwrap();
+}
+
+/// Waits for the end of a process. How it ended is only told to its parent: to its predecessor, while that
+/// lives, and else to us.
+pub fn wait_for_end(pid: u32) -> Option<WaitStatus> {
+    let mut end = None;
+    let ended = || match waitpid(Pid::from_raw(pid as i32), Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::StillAlive) => false,
+        Ok(status) => {
+            end = Some(status);
+            true
+        }
+        Err(_) => !Path::new(&format!("/proc/{pid}")).exists(),
+    };
+    wait_until(ended, || format!("process {pid} does not end"));
+    end
+}
+
+/// Waits for something that does not announce itself.
+pub fn wait_until(mut condition: impl FnMut() -> bool, complaint: impl Fn() -> String) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{}", complaint());
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// An end with an exit status, for comparison.
+pub fn exited(pid: u32, status: i32) -> Option<WaitStatus> {
+    Some(WaitStatus::Exited(Pid::from_raw(pid as i32), status))
+}
+
+/// The number behind `before` in `text`.
+pub fn number_after(text: &str, before: &str) -> u32 {
+    let (_, after) = text
+        .split_once(before)
+        .unwrap_or_else(|| panic!("no {before:?} in {text:?}"));
+    let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+    digits
+        .parse()
+        .unwrap_or_else(|_| panic!("no number after {before:?} in {text:?}"))
+}
