@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 /// The listening socket, in a process started under `--graceful`.
 pub(crate) const SOCKET: RawFd = 3;
@@ -16,6 +17,28 @@ pub(crate) const SOCKET: RawFd = 3;
 pub(crate) const PIPE: RawFd = 4;
 /// The first number that is free for anything else.
 pub(crate) const FIRST_FREE: RawFd = 5;
+
+/// How many descriptors a process may have (RLIMIT_NOFILE), as it was when the process was started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    soft: rlim_t,
+    hard: rlim_t,
+}
+
+impl Limit {
+    /// Raises the soft limit to the hard one, and returns what it was. The soft limit is low for the sake
+    /// of programs that use select(2); a server wants what it can have.
+    pub(crate) fn raise() -> Option<Limit> {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
+        Some(Limit { soft, hard })
+    }
+
+    /// Makes the limit what it was. One system call, without allocating or locking.
+    pub(crate) fn restore(self) -> io::Result<()> {
+        Ok(setrlimit(Resource::RLIMIT_NOFILE, self.soft, self.hard)?)
+    }
+}
 
 /// Takes ownership of a descriptor that was handed to this process when it was executed, and makes it
 /// close-on-exec.

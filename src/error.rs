@@ -43,10 +43,7 @@ impl fmt::Display for Error {
         match self {
             Error::Listen { address, source } => write!(f, "cannot listen on {address}: {source}"),
             Error::TakeOver { reason } => {
-                write!(
-                    f,
-                    "cannot take over the listening socket at descriptor 3: {reason}"
-                )
+                write!(f, "cannot take over the listening socket at descriptor 3: {reason}")
             }
             Error::PidFile { path, source } => {
                 write!(f, "cannot write the PID file {}: {source}", path.display())
@@ -59,9 +56,9 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Listen { source, .. }
-            | Error::PidFile { source, .. }
-            | Error::System { source, .. } => Some(source),
+            Error::Listen { source, .. } | Error::PidFile { source, .. } | Error::System { source, .. } => {
+                Some(source)
+            }
             Error::TakeOver { .. } => None,
         }
     }

@@ -49,9 +49,11 @@
 //! `process.rs` is the story: one loop over the states of a process. Beneath it, each module does one job,
 //! and none knows those above it: `listener.rs` binds the socket or takes it over, `signals.rs` turns
 //! signals into events, `successor.rs` starts the next process (`program.rs`: which one) and hears its
-//! words (`words.rs`), `predecessor.rs` is the other end of that, `server.rs` accepts connections and
-//! knows which are open, and `http` speaks HTTP on one of them.
+//! words (`words.rs`), `predecessor.rs` is the other end of that, `server.rs` accepts connections, each of
+//! which is entered in `register.rs` and served on a thread of `workers.rs`, and `http` speaks HTTP on one
+//! (`connection.rs`).
 
+mod connection;
 mod descriptor;
 mod error;
 mod http;
@@ -61,14 +63,16 @@ mod pid_file;
 mod predecessor;
 mod process;
 mod program;
+mod register;
 mod server;
 mod signals;
 mod successor;
 mod words;
+mod workers;
 
 pub use tiny_http::{HTTPVersion, Header, HeaderField, Method, Response, ResponseBox, StatusCode};
 
 pub use crate::error::Error;
 pub use crate::http::Request;
-pub use crate::options::Options;
+pub use crate::options::{Limits, Options};
 pub use crate::process::{Outcome, serve};

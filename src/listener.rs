@@ -17,7 +17,7 @@ use crate::error::Error;
 
 /// Connections that the kernel may queue until they are accepted, bounded by net.core.somaxconn. The
 /// standard library asks for 128, which a burst of reconnecting clients fills at once.
-const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 
 /// The listening socket of this process.
 pub(crate) struct Listener {
@@ -28,10 +28,7 @@ pub(crate) struct Listener {
 impl Listener {
     /// Binds the first of the addresses that `address` resolves to and that can be bound.
     pub(crate) fn bind(address: &str) -> Result<Listener, Error> {
-        let error = |source| Error::Listen {
-            address: address.to_owned(),
-            source,
-        };
+        let error = |source| Error::Listen { address: address.to_owned(), source };
         let socket = TcpListener::bind(address).map_err(error)?;
         Listener::prepare(socket).map_err(error)
     }
@@ -57,13 +54,8 @@ impl Listener {
             SockType::Stream => {}
             other => return Err(refuse(format!("it is not a stream socket but {other:?}"))),
         }
-        if !matches!(
-            name.family(),
-            Some(AddressFamily::Inet | AddressFamily::Inet6)
-        ) {
-            return Err(refuse(format!(
-                "it is not a TCP socket but bound to {name}"
-            )));
+        if !matches!(name.family(), Some(AddressFamily::Inet | AddressFamily::Inet6)) {
+            return Err(refuse(format!("it is not a TCP socket but bound to {name}")));
         }
         if !getsockopt(&socket, sockopt::AcceptConn).map_err(|errno| system(errno.into()))? {
             return Err(refuse("it is not listening".to_owned()));
@@ -72,19 +64,10 @@ impl Listener {
 
         let wanted: Vec<SocketAddr> = address
             .to_socket_addrs()
-            .map_err(|source| Error::Listen {
-                address: address.to_owned(),
-                source,
-            })?
+            .map_err(|source| Error::Listen { address: address.to_owned(), source })?
             .collect();
-        if !wanted
-            .iter()
-            .any(|&wanted| is_asked_for(wanted, listener.address))
-        {
-            return Err(refuse(format!(
-                "it listens on {}, not on {address}",
-                listener.address
-            )));
+        if !wanted.iter().any(|&wanted| is_asked_for(wanted, listener.address)) {
+            return Err(refuse(format!("it listens on {}, not on {address}", listener.address)));
         }
         Ok(listener)
     }
@@ -128,9 +111,7 @@ mod tests {
 
     #[test]
     fn an_address_is_asked_for_by_ip_and_port_or_any_port() {
-        let asked = |wanted: &str, bound: &str| {
-            is_asked_for(wanted.parse().unwrap(), bound.parse().unwrap())
-        };
+        let asked = |wanted: &str, bound: &str| is_asked_for(wanted.parse().unwrap(), bound.parse().unwrap());
         assert!(asked("127.0.0.1:3000", "127.0.0.1:3000"));
         assert!(asked("127.0.0.1:0", "127.0.0.1:41234"));
         assert!(!asked("127.0.0.1:3000", "127.0.0.1:3001"));

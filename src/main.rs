@@ -21,11 +21,14 @@ fn main() -> ExitCode {
         }
         Err(error) => return fail(&error, ExitCode::from(USAGE)),
     };
-    logging::init();
+    let log = match logging::init() {
+        Ok(log) => log,
+        Err(error) => return fail(&error, ExitCode::FAILURE),
+    };
     let message = flags.message;
-    match handover::serve(flags.options, move |request| {
-        routes::answer(request, &message)
-    }) {
+    let served = handover::serve(flags.options, move |request| routes::answer(request, &message));
+    drop(log);
+    match served {
         Ok(outcome) => outcome.into(),
         Err(error) => fail(&error, ExitCode::FAILURE),
     }

@@ -15,18 +15,12 @@ impl PidFile {
     /// Writes this process's ID, in decimal and with a newline, in place of whatever the file holds.
     pub(crate) fn write(path: &Path) -> io::Result<PidFile> {
         replace(path, &format!("{}\n", process::id()))?;
-        Ok(PidFile {
-            path: path.to_owned(),
-        })
+        Ok(PidFile { path: path.to_owned() })
     }
 
     /// Makes the file name this process again, if another has put itself in.
     pub(crate) fn restore(&self) -> io::Result<()> {
-        if self.names_this_process() {
-            Ok(())
-        } else {
-            PidFile::write(&self.path).map(std::mem::forget)
-        }
+        if self.names_this_process() { Ok(()) } else { PidFile::write(&self.path).map(std::mem::forget) }
     }
 
     /// The path as it was asked for.
@@ -35,8 +29,7 @@ impl PidFile {
     }
 
     fn names_this_process(&self) -> bool {
-        fs::read_to_string(&self.path)
-            .is_ok_and(|content| content.trim() == process::id().to_string())
+        fs::read_to_string(&self.path).is_ok_and(|content| content.trim() == process::id().to_string())
     }
 }
 
@@ -45,10 +38,7 @@ impl Drop for PidFile {
         if self.names_this_process()
             && let Err(error) = fs::remove_file(&self.path)
         {
-            log::warn!(
-                "cannot remove the PID file {}: {error}",
-                self.path.display()
-            );
+            log::warn!("cannot remove the PID file {}: {error}", self.path.display());
         }
     }
 }
@@ -69,11 +59,7 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
 /// A name that is there already is a leftover or a trap; neither is written through.
 fn write_new(path: &Path, content: &str) -> io::Result<()> {
     let _ = fs::remove_file(path);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
     file.write_all(content.as_bytes())
 }
 
@@ -88,33 +74,19 @@ mod tests {
         let path = directory.join("pid");
 
         let file = PidFile::write(&path).unwrap();
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            format!("{}\n", process::id())
-        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", process::id()));
         drop(file);
         assert!(!path.exists());
 
         let file = PidFile::write(&path).unwrap();
         fs::write(&path, "1\n").unwrap();
         file.restore().unwrap();
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            format!("{}\n", process::id())
-        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", process::id()));
         fs::write(&path, "1\n").unwrap();
         drop(file);
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            "1\n",
-            "another process's file stays"
-        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1\n", "another process's file stays");
 
-        assert_eq!(
-            fs::read_dir(&directory).unwrap().count(),
-            1,
-            "no temporary file is left"
-        );
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "no temporary file is left");
         fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -34,15 +34,13 @@ impl Predecessor {
 
     /// Tells the predecessor; `false` if it is gone and nobody has heard it.
     pub(crate) fn tell(&mut self, word: Word) -> bool {
-        self.pipe
-            .write_all(format!("{}\n", word.line()).as_bytes())
-            .is_ok()
+        self.pipe.write_all(format!("{}\n", word.line()).as_bytes()).is_ok()
     }
 }
 
 fn is_write_end_of_pipe(descriptor: &OwnedFd) -> bool {
-    let is_pipe = fstat(descriptor)
-        .is_ok_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits());
+    let is_pipe =
+        fstat(descriptor).is_ok_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits());
     let is_write_end = fcntl(descriptor, FcntlArg::F_GETFL)
         .is_ok_and(|flags| flags & OFlag::O_ACCMODE.bits() == OFlag::O_WRONLY.bits());
     is_pipe && is_write_end

@@ -6,12 +6,13 @@
 use std::os::fd::AsFd;
 use std::process::{self, ExitCode};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use tiny_http::ResponseBox;
 
-use crate::descriptor;
+use crate::connection::after;
+use crate::descriptor::{self, Limit};
 use crate::error::Error;
 use crate::http::{self, Request};
 use crate::listener::Listener;
@@ -29,19 +30,15 @@ enum State {
     /// It accepts connections.
     Running,
     /// It accepts connections, and has started a successor that is not ready yet.
-    HandingOver {
-        successor: Successor,
-        deadline: Instant,
-    },
+    HandingOver { successor: Successor, deadline: Instant },
     /// The successor accepts connections; this process finishes those that it has.
-    Draining {
-        successor: Successor,
-        deadline: Instant,
-    },
+    Draining { successor: Successor, deadline: Instant, probation: Instant },
+    /// All is finished; this process stays for the case that the successor dies.
+    OnProbation { successor: Successor, deadline: Instant },
     /// Nobody follows; this process finishes the connections that it has.
     Stopping { deadline: Instant },
-    /// It is over; so many requests were cut.
-    Ended { cut: usize },
+    /// It is over.
+    Ended,
 }
 
 /// What can happen to a process.
@@ -67,11 +64,7 @@ pub struct Outcome {
 impl From<Outcome> for ExitCode {
     /// Success if no request was lost.
     fn from(outcome: Outcome) -> ExitCode {
-        if outcome.cut == 0 {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
+        if outcome.cut == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
 
@@ -100,16 +93,14 @@ where
     // What was handed over is taken before anything else is opened, so that nothing else has its numbers.
     let (listener, predecessor) = if options.graceful {
         let listener = Listener::take_over(&options.listen)?;
-        log::info!(
-            "listening on the existing file descriptor 3, {}",
-            listener.address()
-        );
+        log::info!("listening on the existing file descriptor 3, {}", listener.address());
         (listener, Predecessor::inherited())
     } else {
         let listener = Listener::bind(&options.listen)?;
         log::info!("listening on a new file descriptor, {}", listener.address());
         (listener, None)
     };
+    let descriptors = Limit::raise();
     let _reserved = descriptor::reserve().map_err(system("open /dev/null"))?;
 
     let (events, inbox) = mpsc::channel();
@@ -119,30 +110,23 @@ where
         move |event| drop(events.send(event))
     };
     let post_signal = post(&events);
-    let _signals =
-        Signals::listen(move |signal, request| post_signal(Event::Signal(signal, request)))
-            .map_err(system("handle signals"))?;
+    let _signals = Signals::listen(move |signal, request| post_signal(Event::Signal(signal, request)))
+        .map_err(system("handle signals"))?;
 
-    let serve = move |connection: &_| http::serve(connection, &handler);
+    let limits = options.limits;
+    let serve = move |connection: &_| http::serve(connection, &handler, &limits);
     let post_drained = post(&events);
-    let server = Server::new(listener, serve, move || post_drained(Event::Drained))
+    let server = Server::new(listener, limits.max_connections, serve, move || post_drained(Event::Drained))
         .map_err(system("start the accept thread"))?;
     let pid_file = match &options.pid_file {
-        Some(path) => Some(PidFile::write(path).map_err(|source| Error::PidFile {
-            path: path.clone(),
-            source,
-        })?),
+        Some(path) => {
+            Some(PidFile::write(path).map_err(|source| Error::PidFile { path: path.clone(), source })?)
+        }
         None => None,
     };
 
-    let mut process = Process {
-        options,
-        program,
-        server,
-        pid_file,
-        predecessor,
-        events,
-    };
+    let mut process =
+        Process { options, program, descriptors, server, pid_file, predecessor, events, cut: 0 };
     // A process that is not ready is killed without a second thought, so it must not have a connection:
     // first it says that it is ready, then it accepts. Until then connections wait in the socket's queue.
     process.tell_predecessor(Word::Ready);
@@ -155,10 +139,12 @@ where
 struct Process {
     options: Options,
     program: Program,
+    descriptors: Option<Limit>,
     server: Server,
     pid_file: Option<PidFile>,
     predecessor: Option<Predecessor>,
     events: Sender<Event>,
+    cut: usize,
 }
 
 impl Process {
@@ -167,18 +153,17 @@ impl Process {
         loop {
             state = match state {
                 State::Running => self.running(next(inbox, None)),
-                State::HandingOver {
-                    successor,
-                    deadline,
-                } => self.handing_over(next(inbox, Some(deadline)), successor, deadline),
-                State::Draining {
-                    successor,
-                    deadline,
-                } => self.draining(next(inbox, Some(deadline)), successor, deadline),
-                State::Stopping { deadline } => {
-                    self.stopping(next(inbox, Some(deadline)), deadline)
+                State::HandingOver { successor, deadline } => {
+                    self.handing_over(next(inbox, Some(deadline)), successor, deadline)
                 }
-                State::Ended { cut } => return Outcome { cut },
+                State::Draining { successor, deadline, probation } => {
+                    self.draining(next(inbox, Some(deadline)), successor, deadline, probation)
+                }
+                State::OnProbation { successor, deadline } => {
+                    self.on_probation(next(inbox, Some(deadline)), successor, deadline)
+                }
+                State::Stopping { deadline } => self.stopping(next(inbox, Some(deadline)), deadline),
+                State::Ended => return Outcome { cut: self.cut },
             };
         }
     }
@@ -192,29 +177,19 @@ impl Process {
     }
 
     fn start_successor(&mut self, signal: Signal) -> State {
-        log::info!(
-            "{signal}: handing over, starting {}",
-            self.program.path.display()
-        );
+        log::info!("{signal}: handing over, starting {}", self.program.path.display());
         let Some(listener) = self.server.listener() else {
             return State::Running;
         };
         let events = self.events.clone();
-        match Successor::start(&self.program, listener.as_fd(), move || {
-            drop(events.send(Event::Successor))
-        }) {
+        let report = move || drop(events.send(Event::Successor));
+        match Successor::start(&self.program, listener.as_fd(), self.descriptors, report) {
             Ok(successor) => {
                 log::info!("started successor {}", successor.pid());
-                State::HandingOver {
-                    successor,
-                    deadline: after(self.options.ready_timeout),
-                }
+                State::HandingOver { successor, deadline: after(self.options.ready_timeout) }
             }
             Err(error) => {
-                log::error!(
-                    "handover failed: cannot start {}: {error}",
-                    self.program.path.display()
-                );
+                log::error!("handover failed: cannot start {}: {error}", self.program.path.display());
                 State::Running
             }
         }
@@ -223,14 +198,8 @@ impl Process {
     fn handing_over(&mut self, event: Event, mut successor: Successor, deadline: Instant) -> State {
         match event {
             Event::Signal(signal, signals::Request::Restart) => {
-                log::warn!(
-                    "{signal}: refused, successor {} is being started",
-                    successor.pid()
-                );
-                State::HandingOver {
-                    successor,
-                    deadline,
-                }
+                log::warn!("{signal}: refused, successor {} is being started", successor.pid());
+                State::HandingOver { successor, deadline }
             }
             Event::Signal(signal, signals::Request::Stop) => {
                 let reason = format!("was not ready when {signal} came");
@@ -258,10 +227,7 @@ impl Process {
                     Some(Heard::End) => "closed descriptor 4 before it was ready".to_owned(),
                     None if successor.has_ended() => "ended before it was ready".to_owned(),
                     None => {
-                        return State::HandingOver {
-                            successor,
-                            deadline,
-                        };
+                        return State::HandingOver { successor, deadline };
                     }
                 };
                 match self.give_up(successor, reason) {
@@ -289,21 +255,21 @@ impl Process {
     fn hand_over(&mut self, event: Event, successor: Successor) -> State {
         self.server.drain();
         self.tell_predecessor(Word::HandedOver);
-        log::info!(
-            "handed over to successor {}; draining, {}",
-            successor.pid(),
-            self.open()
-        );
-        self.draining(event, successor, after(self.options.drain_timeout))
+        log::info!("handed over to successor {}; draining, {}", successor.pid(), self.open());
+        let deadline = after(self.options.drain_timeout);
+        self.draining(event, successor, deadline, after(self.options.probation))
     }
 
-    fn draining(&mut self, event: Event, mut successor: Successor, deadline: Instant) -> State {
+    fn draining(
+        &mut self,
+        event: Event,
+        mut successor: Successor,
+        deadline: Instant,
+        probation: Instant,
+    ) -> State {
         match event {
             Event::Signal(signal, signals::Request::Restart) => {
-                log::warn!(
-                    "{signal}: refused, this process has handed over to {}",
-                    successor.pid()
-                );
+                self.refuse_after_handover(signal, &successor)
             }
             Event::Signal(signal, signals::Request::Stop) => {
                 log::info!("{signal}: closing idle connections, {}", self.open());
@@ -311,38 +277,72 @@ impl Process {
                 return State::Stopping { deadline };
             }
             Event::Signal(_, signals::Request::Child) | Event::Successor => {
-                while let Some(Heard::Word(word)) = successor.hear() {
-                    log::info!(
-                        "successor {} says that it is {}",
-                        successor.pid(),
-                        word.line()
-                    );
-                }
-                if successor.has_ended() && successor.said() == Some(Word::Ready) {
+                if self.has_died(&mut successor) {
                     return self.take_back(successor);
                 }
             }
-            Event::Drained if self.server.open() == 0 => return self.end(),
-            Event::Drained => {}
-            Event::Deadline => return self.cut("the drain deadline has passed"),
+            Event::Drained if self.server.open() > 0 => {}
+            Event::Drained => return self.stay(successor, probation),
+            Event::Deadline => {
+                self.cut("the drain deadline has passed");
+                return self.stay(successor, probation);
+            }
         }
-        State::Draining {
-            successor,
-            deadline,
-        }
+        State::Draining { successor, deadline, probation }
     }
 
-    /// The successor has died, having neither handed over nor been told to stop: nobody accepts
-    /// connections, but the listening socket is still here.
+    /// Nothing is left to finish, but the successor may be too young to be left alone.
+    fn stay(&mut self, successor: Successor, probation: Instant) -> State {
+        if Instant::now() >= probation {
+            return self.end();
+        }
+        log::info!("every connection is finished; staying in case successor {} dies", successor.pid());
+        State::OnProbation { successor, deadline: probation }
+    }
+
+    fn on_probation(&mut self, event: Event, mut successor: Successor, deadline: Instant) -> State {
+        match event {
+            Event::Signal(signal, signals::Request::Restart) => {
+                self.refuse_after_handover(signal, &successor)
+            }
+            Event::Signal(signal, signals::Request::Stop) => {
+                log::info!("{signal}: stopping");
+                return self.end();
+            }
+            Event::Signal(_, signals::Request::Child) | Event::Successor => {
+                if self.has_died(&mut successor) {
+                    return self.take_back(successor);
+                }
+                // It has handed over, or was told to stop, and needs no predecessor any more.
+                if successor.said() != Some(Word::Ready) {
+                    return self.end();
+                }
+            }
+            Event::Drained => {}
+            Event::Deadline => return self.end(),
+        }
+        State::OnProbation { successor, deadline }
+    }
+
+    /// Whether the successor has ended, having neither handed over nor been told to stop.
+    fn has_died(&self, successor: &mut Successor) -> bool {
+        while let Some(Heard::Word(word)) = successor.hear() {
+            log::info!("successor {} says: {}", successor.pid(), word.line());
+        }
+        successor.has_ended() && successor.said() == Some(Word::Ready)
+    }
+
+    fn refuse_after_handover(&self, signal: Signal, successor: &Successor) {
+        log::warn!("{signal}: refused, this process has handed over to {}", successor.pid());
+    }
+
+    /// The successor has died, and nobody accepts connections; but the listening socket is still here.
     fn take_back(&mut self, successor: Successor) -> State {
         let pid = successor.pid();
         self.server.accept();
         self.restore_pid_file();
         self.tell_predecessor(Word::Ready);
-        log::error!(
-            "successor {pid} {}; accepting connections again",
-            successor.reap()
-        );
+        log::error!("successor {pid} {}; accepting connections again", successor.reap());
         State::Running
     }
 
@@ -351,9 +351,7 @@ impl Process {
         self.server.close();
         log::info!("{signal}: stopping, {}", self.open());
         self.server.close_idle();
-        State::Stopping {
-            deadline: after(self.options.drain_timeout),
-        }
+        State::Stopping { deadline: after(self.options.drain_timeout) }
     }
 
     fn stopping(&mut self, event: Event, deadline: Instant) -> State {
@@ -362,39 +360,33 @@ impl Process {
                 log::warn!("{signal}: refused, this process is stopping");
             }
             Event::Signal(signal, signals::Request::Stop) => {
-                return self.cut(&format!("{signal} again"));
+                self.cut(&format!("{signal} again"));
+                return self.end();
             }
             Event::Drained if self.server.open() == 0 => return self.end(),
-            Event::Deadline => return self.cut("the drain deadline has passed"),
+            Event::Deadline => {
+                self.cut("the drain deadline has passed");
+                return self.end();
+            }
             _ => {}
         }
         State::Stopping { deadline }
     }
 
-    fn end(&self) -> State {
-        log::info!(
-            "every connection is finished, process {} ends",
-            process::id()
-        );
-        State::Ended { cut: 0 }
+    fn cut(&mut self, reason: &str) {
+        let cut = self.server.in_flight();
+        log::warn!("{reason}: cutting {cut} requests in flight, {}", self.open());
+        self.server.cut();
+        self.cut += cut;
     }
 
-    fn cut(&self, reason: &str) -> State {
-        let cut = self.server.in_flight();
-        log::warn!(
-            "{reason}: cutting {cut} requests in flight, {}",
-            self.open()
-        );
-        self.server.cut();
-        State::Ended { cut }
+    fn end(&self) -> State {
+        log::info!("process {} ends", process::id());
+        State::Ended
     }
 
     fn open(&self) -> String {
-        format!(
-            "open connections: {}, requests in flight: {}",
-            self.server.open(),
-            self.server.in_flight()
-        )
+        format!("open connections: {}, requests in flight: {}", self.server.open(), self.server.in_flight())
     }
 
     fn tell_predecessor(&mut self, word: Word) {
@@ -409,18 +401,9 @@ impl Process {
         if let Some(pid_file) = &self.pid_file
             && let Err(error) = pid_file.restore()
         {
-            log::error!(
-                "cannot write the PID file {}: {error}",
-                pid_file.path().display()
-            );
+            log::error!("cannot write the PID file {}: {error}", pid_file.path().display());
         }
     }
-}
-
-/// The instant so much later; a century is as good as any time beyond it.
-fn after(duration: Duration) -> Instant {
-    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-    Instant::now() + duration.min(CENTURY)
 }
 
 /// Waits for the next event, at most until the deadline.

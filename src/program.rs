@@ -37,11 +37,7 @@ impl Program {
             Some(path) => path,
             None => env::current_exe()?,
         };
-        Ok(Program {
-            path,
-            name,
-            arguments: gracefully(arguments.collect()),
-        })
+        Ok(Program { path, name, arguments: gracefully(arguments.collect()) })
     }
 }
 
@@ -52,9 +48,7 @@ fn found_by_name(name: &OsStr) -> Option<PathBuf> {
         return Some(directory.join(name));
     }
     let path = env::var_os("PATH")?;
-    env::split_paths(&path)
-        .map(|entry| directory.join(entry).join(name))
-        .find(|path| path.is_file())
+    env::split_paths(&path).map(|entry| directory.join(entry).join(name)).find(|path| path.is_file())
 }
 
 /// Whether `path` leads to the file that this process runs.
@@ -68,14 +62,8 @@ fn is_running(path: &Path) -> bool {
 
 /// The arguments with `--graceful` in them once: where it is already, or else at the end of the options.
 fn gracefully(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let end_of_options = arguments
-        .iter()
-        .position(|argument| argument == "--")
-        .unwrap_or(arguments.len());
-    if !arguments[..end_of_options]
-        .iter()
-        .any(|argument| argument == GRACEFUL)
-    {
+    let end_of_options = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+    if !arguments[..end_of_options].iter().any(|argument| argument == GRACEFUL) {
         arguments.insert(end_of_options, GRACEFUL.into());
     }
     arguments
@@ -87,34 +75,19 @@ mod tests {
 
     fn after(arguments: &[&str]) -> Vec<String> {
         let arguments = gracefully(arguments.iter().map(Into::into).collect());
-        arguments
-            .into_iter()
-            .map(|argument| argument.into_string().unwrap())
-            .collect()
+        arguments.into_iter().map(|argument| argument.into_string().unwrap()).collect()
     }
 
     #[test]
     fn graceful_is_added_once() {
         assert_eq!(after(&[]), ["--graceful"]);
-        assert_eq!(
-            after(&["--message", "Hi"]),
-            ["--message", "Hi", "--graceful"]
-        );
-        assert_eq!(
-            after(&["--graceful", "--message", "Hi"]),
-            ["--graceful", "--message", "Hi"]
-        );
+        assert_eq!(after(&["--message", "Hi"]), ["--message", "Hi", "--graceful"]);
+        assert_eq!(after(&["--graceful", "--message", "Hi"]), ["--graceful", "--message", "Hi"]);
     }
 
     #[test]
     fn graceful_stays_an_option() {
-        assert_eq!(
-            after(&["-v", "--", "file"]),
-            ["-v", "--graceful", "--", "file"]
-        );
-        assert_eq!(
-            after(&["--", "--graceful"]),
-            ["--graceful", "--", "--graceful"]
-        );
+        assert_eq!(after(&["-v", "--", "file"]), ["-v", "--graceful", "--", "file"]);
+        assert_eq!(after(&["--", "--graceful"]), ["--graceful", "--", "--graceful"]);
     }
 }

@@ -1,24 +1,24 @@
-//! The server: accepts connections, gives each a thread of its own, and knows which are open.
+//! The server: accepts connections, and gives each a thread of its own.
 //!
 //! What happens on a connection is not its business: it is given a function for that. Its business is
-//! exactness. After [`Server::pause`] no connection is taken any more; every connection that was taken is
-//! in the register before its thread starts, and leaves it when the thread ends, however it ends.
+//! exactness. After [`Server::drain`] no connection is taken any more; every connection that was taken is
+//! in the register before its thread starts, and leaves it when the thread is done, however that ends.
 
-use std::collections::HashMap;
+use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
-use crate::listener::Listener;
+use crate::connection::{self, Common, Connection};
+use crate::listener::{self, Listener};
+use crate::register::Register;
+use crate::workers::Workers;
 
 /// The function that is run on each connection, on a thread of its own.
 type Serve = dyn Fn(&Arc<Connection>) + Send + Sync;
@@ -47,25 +47,24 @@ struct Accepting {
 }
 
 impl Server {
-    /// A server that does not accept yet. It runs `serve` on each connection, and calls `on_empty` when,
-    /// after [`drain`](Self::drain), no connection is open.
+    /// A server that does not accept yet. It runs `serve` on each of at most `most` connections at a time,
+    /// and calls `on_empty` when, after [`drain`](Self::drain), no connection is open.
     pub(crate) fn new(
         listener: Listener,
+        most: usize,
         serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
         on_empty: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Server> {
         let (idle_closed, close_idle) = io::pipe()?;
-        let register = Arc::new(Register {
-            open: Mutex::default(),
-            draining: AtomicBool::new(false),
-            idle_closed,
-            on_empty: Box::new(on_empty),
-        });
+        let (room, offer_room) = io::pipe()?;
+        let common = Arc::new(Common::new(idle_closed, offer_room));
+        let register = Arc::new(Register::new(common, on_empty));
         let acceptor = Arc::new(Acceptor {
             listener,
+            most,
             register: Arc::clone(&register),
+            workers: Workers::default(),
             serve: Arc::new(serve),
-            next: AtomicU64::new(0),
         });
 
         let (go, start) = mpsc::channel();
@@ -75,53 +74,32 @@ impl Server {
             let acceptor = Arc::clone(&acceptor);
             move || {
                 while start.recv().is_ok() {
-                    acceptor.accept_until(&stop);
+                    acceptor.accept_until(&stop, &room);
                     let _ = stop.read(&mut [0]);
                     let _ = confirm.send(());
                 }
             }
         })?;
-        let accepting = Accepting {
-            acceptor,
-            thread,
-            go,
-            halt,
-            halted,
-            running: false,
-        };
-        Ok(Server {
-            register,
-            accepting: Some(accepting),
-            close_idle: Some(close_idle),
-        })
+        let accepting = Accepting { acceptor, thread, go, halt, halted, running: false };
+        Ok(Server { register, accepting: Some(accepting), close_idle: Some(close_idle) })
     }
 
     /// The listening socket, unless it is closed.
     pub(crate) fn listener(&self) -> Option<&Listener> {
-        self.accepting
-            .as_ref()
-            .map(|accepting| &accepting.acceptor.listener)
+        self.accepting.as_ref().map(|accepting| &accepting.acceptor.listener)
     }
 
     /// Begins to accept, or does so again after a [`drain`](Self::drain).
     pub(crate) fn accept(&mut self) {
-        self.register.draining.store(false, Ordering::SeqCst);
-        if let Some(accepting) = self
-            .accepting
-            .as_mut()
-            .filter(|accepting| !accepting.running)
-        {
+        self.register.common().set_draining(false);
+        if let Some(accepting) = self.accepting.as_mut().filter(|accepting| !accepting.running) {
             accepting.running = accepting.go.send(()).is_ok();
         }
     }
 
     /// Stops accepting: when this returns, no further connection is taken.
     fn pause(&mut self) {
-        if let Some(accepting) = self
-            .accepting
-            .as_mut()
-            .filter(|accepting| accepting.running)
-        {
+        if let Some(accepting) = self.accepting.as_mut().filter(|accepting| accepting.running) {
             let _ = accepting.halt.write_all(&[0]);
             let _ = accepting.halted.recv();
             accepting.running = false;
@@ -131,22 +109,13 @@ impl Server {
     /// Stops accepting; each open connection is told that its next response is its last.
     pub(crate) fn drain(&mut self) {
         self.pause();
-        self.register.draining.store(true, Ordering::SeqCst);
-        if self.open() == 0 {
-            (self.register.on_empty)();
-        }
+        self.register.drain();
     }
 
     /// Accepts what is already in the queue, closes the listening socket, and drains.
     pub(crate) fn close(&mut self) {
         self.pause();
-        if let Some(Accepting {
-            acceptor,
-            thread,
-            go,
-            ..
-        }) = self.accepting.take()
-        {
+        if let Some(Accepting { acceptor, thread, go, .. }) = self.accepting.take() {
             acceptor.accept_queued();
             drop(go);
             let _ = thread.join();
@@ -162,103 +131,170 @@ impl Server {
 
     /// The number of open connections.
     pub(crate) fn open(&self) -> usize {
-        self.register.open().len()
+        self.register.len()
     }
 
     /// The number of open connections on which a request is being read, handled or answered.
     pub(crate) fn in_flight(&self) -> usize {
-        self.register
-            .open()
-            .values()
-            .filter(|connection| connection.in_flight.load(Ordering::SeqCst))
-            .count()
+        self.register.in_flight()
     }
 
     /// Cuts every open connection short. Their threads end as soon as they use the connection again.
     pub(crate) fn cut(&self) {
-        for connection in self.register.open().values() {
-            connection.cut();
-        }
+        self.register.cut();
     }
 }
 
 /// The side of the server that takes connections.
 struct Acceptor {
     listener: Listener,
+    most: usize,
     register: Arc<Register>,
+    workers: Workers,
     serve: Arc<Serve>,
-    next: AtomicU64,
+}
+
+/// What keeps the accept loop from accepting a connection that waits.
+#[derive(Debug)]
+enum Obstacle {
+    /// So many connections are open, and no more may be.
+    Limit(usize),
+    /// Something is missing that only time can bring: descriptors, memory, a thread.
+    Shortage(io::Error),
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Obstacle::Limit(most) => write!(f, "{most} are open, which is the limit"),
+            Obstacle::Shortage(error) => error.fmt(f),
+        }
+    }
 }
 
 impl Acceptor {
     /// Accepts until `stop` is readable. Nothing else ends this loop: whatever accept(2) fails with, the
     /// connections that are open are served, and a later attempt may succeed.
-    fn accept_until(&self, stop: &PipeReader) {
-        let mut failing = false;
+    fn accept_until(&self, stop: &PipeReader, mut room: &PipeReader) {
+        let mut trouble = Trouble::default();
         loop {
-            let mut events = [
-                PollFd::new(stop.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
-            ];
-            // While accepting fails the listening socket stays readable: then only `stop` is waited for.
-            let polled = if failing {
-                poll(&mut events[..1], timeout(BACK_OFF))
-            } else {
-                poll(&mut events, PollTimeout::NONE)
-            };
-            if polled.is_ok() && events[0].any() == Some(true) {
+            if wait(stop, &self.listener, PollTimeout::NONE) == Woken::Stop {
                 return;
             }
-            let accepted = self.accept();
-            match &accepted {
-                Ok(_) if failing => log::info!("accepting connections again"),
-                Err(error) if !failing => log::error!("cannot accept connections for now: {error}"),
-                _ => {}
+            let Err(obstacle) = self.accept_one() else {
+                trouble.pass();
+                continue;
+            };
+            trouble.meet(&obstacle);
+            self.register.evict_one();
+            // Meanwhile the listening socket stays readable, and it would be no use to wait for that.
+            let patience = match obstacle {
+                Obstacle::Limit(_) => PollTimeout::NONE,
+                Obstacle::Shortage(_) => connection::timeout(BACK_OFF),
+            };
+            match wait(stop, room, patience) {
+                Woken::Stop => return,
+                Woken::Other => drop(room.read(&mut [0])),
+                Woken::Timeout => {}
             }
-            failing = accepted.is_err();
         }
     }
 
-    /// Accepts what is in the queue.
+    /// Accepts what is in the queue, but not for ever, if others keep filling it.
     fn accept_queued(&self) {
-        while self.accept().is_ok_and(|accepted| accepted) {}
+        for _ in 0..listener::BACKLOG {
+            if !self.accept_one().is_ok_and(|accepted| accepted) {
+                return;
+            }
+        }
     }
 
     /// Accepts one connection; whether there was one.
-    ///
-    /// # Errors
-    ///
-    /// What only time can mend: no descriptors, no memory.
-    fn accept(&self) -> io::Result<bool> {
-        match self.listener.accept() {
-            Ok((socket, peer)) => self.start(socket, peer),
-            // The queue is empty: the other process of a handover may have been faster.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) if concerns_one_connection(&error) => {}
-            Err(error) => return Err(error),
+    fn accept_one(&self) -> Result<bool, Obstacle> {
+        if !self.has_room() {
+            return Err(Obstacle::Limit(self.most));
         }
-        Ok(true)
+        let worker = self.workers.reserve().map_err(Obstacle::Shortage)?;
+        match self.listener.accept() {
+            Ok((socket, peer)) => {
+                log::debug!("{peer}: connected");
+                let common = Arc::clone(self.register.common());
+                let connection = Arc::new(Connection::new(socket, peer, common));
+                let registered = self.register.enter(Arc::clone(&connection));
+                let serve = Arc::clone(&self.serve);
+                worker.run(move || {
+                    let _registered = registered;
+                    // The register is left last, when nothing else holds the connection.
+                    let connection = connection;
+                    serve(&connection);
+                });
+                Ok(true)
+            }
+            // The queue is empty: the other process of a handover may have been faster.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if concerns_one_connection(&error) => Ok(true),
+            Err(error) => Err(Obstacle::Shortage(error)),
+        }
     }
 
-    fn start(&self, socket: OwnedFd, peer: SocketAddr) {
-        log::debug!("{peer}: connected");
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let connection = Arc::new(Connection {
-            socket,
-            peer,
-            in_flight: AtomicBool::new(false),
-            register: Arc::clone(&self.register),
-        });
-        let registered = Registered::new(id, Arc::clone(&connection));
-        let serve = Arc::clone(&self.serve);
-        let started = thread::Builder::new()
-            .name("connection".to_owned())
-            .spawn(move || {
-                let _registered = registered;
-                serve(&connection);
-            });
-        if let Err(error) = started {
-            log::error!("closing a connection from {peer}: cannot start a thread for it: {error}");
+    fn has_room(&self) -> bool {
+        if self.register.len() < self.most {
+            return true;
+        }
+        self.register.common().want_room();
+        // One may have ended before it was heard that this matters.
+        self.register.len() < self.most
+    }
+}
+
+/// What ended a wait.
+#[derive(Debug, PartialEq, Eq)]
+enum Woken {
+    Stop,
+    Other,
+    Timeout,
+}
+
+/// Waits until one of both is readable; `stop` goes first.
+fn wait(stop: &PipeReader, other: &impl AsFd, timeout: PollTimeout) -> Woken {
+    let mut events =
+        [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(other.as_fd(), PollFlags::POLLIN)];
+    loop {
+        return match poll(&mut events, timeout) {
+            Err(Errno::EINTR) => continue,
+            // Without the memory even to wait, time is what is left.
+            Err(_) => {
+                thread::sleep(BACK_OFF);
+                Woken::Timeout
+            }
+            Ok(0) => Woken::Timeout,
+            Ok(_) if events[0].any() == Some(true) => Woken::Stop,
+            Ok(_) => Woken::Other,
+        };
+    }
+}
+
+/// Obstacles that follow each other closely are one trouble, of which the log tells once.
+#[derive(Default)]
+struct Trouble {
+    last: Option<Instant>,
+}
+
+impl Trouble {
+    /// How long there must have been no obstacle for a trouble to be over.
+    const OVER_AFTER: Duration = Duration::from_secs(1);
+
+    fn meet(&mut self, obstacle: &Obstacle) {
+        if self.last.is_none() {
+            log::warn!("new connections have to wait, or idle ones to make room: {obstacle}");
+        }
+        self.last = Some(Instant::now());
+    }
+
+    fn pass(&mut self) {
+        if self.last.is_some_and(|last| last.elapsed() > Self::OVER_AFTER) {
+            self.last = None;
+            log::info!("new connections do not have to wait any more");
         }
     }
 }
@@ -282,201 +318,4 @@ fn concerns_one_connection(error: &io::Error) -> bool {
                 | Errno::ENETUNREACH
         )
     )
-}
-
-/// Who is open.
-struct Register {
-    open: Mutex<HashMap<u64, Arc<Connection>>>,
-    draining: AtomicBool,
-    /// Readable, by its end of file, from the moment idle connections are to close.
-    idle_closed: PipeReader,
-    on_empty: Box<dyn Fn() + Send + Sync>,
-}
-
-impl Register {
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A connection's entry in the register, for as long as this lives.
-struct Registered {
-    id: u64,
-    register: Arc<Register>,
-}
-
-impl Registered {
-    fn new(id: u64, connection: Arc<Connection>) -> Registered {
-        let register = Arc::clone(&connection.register);
-        register.open().insert(id, connection);
-        Registered { id, register }
-    }
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        let mut open = self.register.open();
-        open.remove(&self.id);
-        let empty = open.is_empty();
-        drop(open);
-        if empty && self.register.draining.load(Ordering::SeqCst) {
-            (self.register.on_empty)();
-        }
-    }
-}
-
-/// An open connection, as seen by the function that serves it.
-pub(crate) struct Connection {
-    socket: OwnedFd,
-    peer: SocketAddr,
-    in_flight: AtomicBool,
-    register: Arc<Register>,
-}
-
-/// What the wait for a request ended with.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Waited {
-    /// Something can be read: input, or the end of it.
-    Readable,
-    /// Nothing came in time.
-    TimedOut,
-    /// The process stops, and nothing has come.
-    Stopping,
-}
-
-impl Connection {
-    /// The address of the other side.
-    pub(crate) fn peer(&self) -> SocketAddr {
-        self.peer
-    }
-
-    /// Whether this process takes no further connections: then a response should be the connection's last.
-    pub(crate) fn is_draining(&self) -> bool {
-        self.register.draining.load(Ordering::SeqCst)
-    }
-
-    /// Waits, idle, for a request.
-    pub(crate) fn wait(&self, deadline: Instant) -> io::Result<Waited> {
-        let mut events = [
-            PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.register.idle_closed.as_fd(), PollFlags::POLLIN),
-        ];
-        loop {
-            let ready = match poll(&mut events, timeout_until(deadline)) {
-                Err(Errno::EINTR) => continue,
-                result => result?,
-            };
-            // The last look: what has come goes before the wish to stop.
-            return Ok(if events[0].any() == Some(true) {
-                Waited::Readable
-            } else if ready > 0 {
-                Waited::Stopping
-            } else {
-                Waited::TimedOut
-            });
-        }
-    }
-
-    /// Counts the connection as one with a request in flight, for as long as the result lives.
-    pub(crate) fn request(self: &Arc<Self>) -> InFlight {
-        self.in_flight.store(true, Ordering::SeqCst);
-        InFlight {
-            connection: Arc::clone(self),
-        }
-    }
-
-    /// Whether input has come that nobody has read yet.
-    pub(crate) fn has_unread(&self) -> bool {
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        recv(self.socket.as_raw_fd(), &mut [0], flags).is_ok_and(|count| count > 0)
-    }
-
-    /// Reads what has come, or waits for it until the deadline; 0 is the end of the input.
-    ///
-    /// # Errors
-    ///
-    /// `TimedOut` at the deadline, or what recv(2) said.
-    pub(crate) fn read(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
-        loop {
-            match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN) => self.wait_for(PollFlags::POLLIN, deadline)?,
-                Err(Errno::EINTR) => {}
-                result => return Ok(result?),
-            }
-        }
-    }
-
-    /// Writes everything, waiting at most `patience` for the other side to take some of it.
-    ///
-    /// # Errors
-    ///
-    /// `TimedOut` when it took nothing for so long, or what send(2) said.
-    pub(crate) fn write_all(&self, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
-        // Not SIGPIPE, which an embedding program may have set back to its deadly default.
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        while !bytes.is_empty() {
-            match send(self.socket.as_raw_fd(), bytes, flags) {
-                Ok(count) => bytes = &bytes[count..],
-                Err(Errno::EAGAIN) => {
-                    self.wait_for(PollFlags::POLLOUT, Instant::now() + patience)?
-                }
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes the write side and reads until the other side has closed its own, or until the deadline.
-    ///
-    /// A plain close with unread input, or with input still to come, makes the kernel send a reset, which
-    /// can destroy the response before the other side has read it (RFC 9112 section 9.6).
-    pub(crate) fn linger(&self, deadline: Instant) {
-        if shutdown(self.socket.as_raw_fd(), Shutdown::Write).is_err() {
-            return;
-        }
-        let mut discarded = [0; 4096];
-        while Instant::now() < deadline
-            && self
-                .read(&mut discarded, deadline)
-                .is_ok_and(|count| count > 0)
-        {}
-    }
-
-    fn cut(&self) {
-        // It fails if the other side has cut first.
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
-    }
-
-    fn wait_for(&self, what: PollFlags, deadline: Instant) -> io::Result<()> {
-        match poll(
-            &mut [PollFd::new(self.socket.as_fd(), what)],
-            timeout_until(deadline),
-        ) {
-            Ok(0) => Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-}
-
-/// See [`Connection::request`].
-pub(crate) struct InFlight {
-    connection: Arc<Connection>,
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.connection.in_flight.store(false, Ordering::SeqCst);
-    }
-}
-
-fn timeout_until(deadline: Instant) -> PollTimeout {
-    timeout(deadline.saturating_duration_since(Instant::now()))
-}
-
-/// In milliseconds, rounded up, so that a wait never ends before its time and then spins through the rest.
-fn timeout(duration: Duration) -> PollTimeout {
-    let milliseconds = duration.as_nanos().div_ceil(1_000_000);
-    PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
 }

@@ -40,27 +40,19 @@ impl Signals {
     /// A SIGHUP that is ignored now stays ignored: that is how nohup(1) asks to survive the terminal.
     pub(crate) fn listen(report: impl Fn(Signal, Request) + Send + 'static) -> io::Result<Signals> {
         let hangup_ignored = is_ignored(Signal::SIGHUP);
-        let handled = HANDLED
-            .iter()
-            .filter(|(signal, _)| !(hangup_ignored && *signal == Signal::SIGHUP));
+        let handled = HANDLED.iter().filter(|(signal, _)| !(hangup_ignored && *signal == Signal::SIGHUP));
         let mut incoming = Incoming::new(handled.map(|(signal, _)| *signal as i32))?;
         let handle = incoming.handle();
-        let thread = thread::Builder::new()
-            .name("signals".to_owned())
-            .spawn(move || {
-                for number in incoming.forever() {
-                    if let Some(&(signal, request)) =
-                        HANDLED.iter().find(|(signal, _)| *signal as i32 == number)
-                    {
-                        report(signal, request);
-                    }
+        let thread = thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            for number in incoming.forever() {
+                if let Some(&(signal, request)) = HANDLED.iter().find(|(signal, _)| *signal as i32 == number)
+                {
+                    report(signal, request);
                 }
-            })?;
+            }
+        })?;
         handled_set().thread_unblock()?;
-        Ok(Signals {
-            handle,
-            thread: Some(thread),
-        })
+        Ok(Signals { handle, thread: Some(thread) })
     }
 }
 
@@ -77,9 +69,7 @@ impl Drop for Signals {
 /// dropped. A child inherits the mask through fork(2) and execve(2): a signal that comes before the child
 /// has its handlers waits for them instead of killing it.
 pub(crate) fn block() -> io::Result<Blocked> {
-    Ok(Blocked {
-        before: handled_set().thread_swap_mask(SigmaskHow::SIG_BLOCK)?,
-    })
+    Ok(Blocked { before: handled_set().thread_swap_mask(SigmaskHow::SIG_BLOCK)? })
 }
 
 /// See [`block`].

@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-use crate::descriptor;
+use crate::descriptor::{self, Limit};
 use crate::program::Program;
 use crate::signals;
 use crate::words::Word;
@@ -45,39 +45,31 @@ pub(crate) enum Heard {
 }
 
 impl Successor {
-    /// Starts `program` with the listening socket at descriptor 3 and the pipe at descriptor 4, and calls
-    /// `report` whenever [`hear`](Self::hear) may have something new.
+    /// Starts `program` with the listening socket at descriptor 3, the pipe at descriptor 4, and the limit
+    /// of descriptors that this process was started with; and calls `report` whenever [`hear`](Self::hear) may have something new.
     pub(crate) fn start(
         program: &Program,
         socket: BorrowedFd<'_>,
+        limit: Option<Limit>,
         report: impl Fn() + Send + 'static,
     ) -> io::Result<Successor> {
         let (pipe, their_end) = io::pipe()?;
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let child = spawn(program, socket, their_end)?;
+        let child = spawn(program, socket, their_end, limit)?;
 
         let (hung_up, hang_up) = match io::pipe() {
             Ok(pipes) => pipes,
             Err(error) => return Err(abandon(child, error)),
         };
-        let ear = Arc::new(Ear {
-            pipe,
-            unread: Mutex::default(),
-        });
+        let ear = Arc::new(Ear { pipe, unread: Mutex::default() });
         let shared = Arc::clone(&ear);
-        let listening = thread::Builder::new()
-            .name("successor".to_owned())
-            .spawn(move || {
-                listen(&shared, &hung_up, report);
-            });
+        let listening = thread::Builder::new().name("successor".to_owned()).spawn(move || {
+            listen(&shared, &hung_up, report);
+        });
         match listening {
-            Ok(thread) => Ok(Successor {
-                child,
-                ear,
-                listening: Some(thread),
-                hang_up: Some(hang_up),
-                said: None,
-            }),
+            Ok(thread) => {
+                Ok(Successor { child, ear, listening: Some(thread), hang_up: Some(hang_up), said: None })
+            }
             Err(error) => Err(abandon(child, error)),
         }
     }
@@ -189,17 +181,25 @@ fn abandon(mut child: Child, error: io::Error) -> io::Error {
 
 /// Starts the program. Nothing of the preparations is left when this returns: the child alone holds the
 /// write end of the pipe, without which its end of file would never come.
-fn spawn(program: &Program, socket: BorrowedFd<'_>, pipe: PipeWriter) -> io::Result<Child> {
+fn spawn(
+    program: &Program,
+    socket: BorrowedFd<'_>,
+    pipe: PipeWriter,
+    limit: Option<Limit>,
+) -> io::Result<Child> {
     let socket = descriptor::duplicate(socket)?;
     let pipe = descriptor::duplicate(pipe.as_fd())?;
     let mut command = Command::new(&program.path);
     command.arg0(&program.name).args(&program.arguments);
-    let place = move || place(socket.as_raw_fd(), pipe.as_raw_fd());
-    // SAFETY: `place` runs in the child between fork(2) and execve(2), where only what is
-    // async-signal-safe may be called: it makes three system calls, and neither allocates nor locks.
+    let prepare = move || {
+        place(socket.as_raw_fd(), pipe.as_raw_fd())?;
+        limit.map_or(Ok(()), Limit::restore)
+    };
+    // SAFETY: `prepare` runs in the child between fork(2) and execve(2), where only what is
+    // async-signal-safe may be called: it makes four system calls, and neither allocates nor locks.
     #[allow(unsafe_code)]
     unsafe {
-        command.pre_exec(place);
+        command.pre_exec(prepare);
     }
     let _blocked = signals::block()?;
     retry_while_busy(|| command.spawn())
@@ -329,11 +329,7 @@ mod tests {
         let mut attempts = 0;
         let result = retry_while_busy(|| {
             attempts += 1;
-            if attempts < 3 {
-                Err(io::ErrorKind::ExecutableFileBusy.into())
-            } else {
-                Ok("started")
-            }
+            if attempts < 3 { Err(io::ErrorKind::ExecutableFileBusy.into()) } else { Ok("started") }
         });
         assert_eq!((result.unwrap(), attempts), ("started", 3));
 
@@ -342,9 +338,6 @@ mod tests {
             attempts += 1;
             Err(io::ErrorKind::NotFound.into())
         });
-        assert_eq!(
-            (result.unwrap_err().kind(), attempts),
-            (io::ErrorKind::NotFound, 1)
-        );
+        assert_eq!((result.unwrap_err().kind(), attempts), (io::ErrorKind::NotFound, 1));
     }
 }

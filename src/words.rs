@@ -28,8 +28,6 @@ impl Word {
 
     /// The word that a line, without its end, stands for.
     pub(crate) fn from_line(line: &[u8]) -> Option<Word> {
-        Word::ALL
-            .into_iter()
-            .find(|word| word.line().as_bytes() == line)
+        Word::ALL.into_iter().find(|word| word.line().as_bytes() == line)
     }
 }

@@ -18,6 +18,12 @@ Options:
       --pid-file PATH          Write the process ID to PATH
       --drain-timeout TIME     Cut what is in flight TIME after a handover or stop [20s]
       --ready-timeout TIME     Give up a successor that is not ready after TIME [10s]
+      --probation TIME         Stay so long after a handover, in case the successor dies [0s]
+      --max-connections N      Serve at most N connections at a time [1024]
+      --head-timeout TIME      Time for a whole request head [10s]
+      --idle-timeout TIME      Time between two requests on a connection [75s]
+      --body-timeout TIME      Time for a client to send more of a request body [30s]
+      --write-timeout TIME     Time for a client to take more of a response [30s]
   -h, --help                   Print this and exit
   -V, --version                Print the version and exit
 
@@ -49,6 +55,7 @@ pub(crate) struct Flags {
 /// Understands the command line.
 pub(crate) fn parse(mut parser: Parser) -> Result<Asked, lexopt::Error> {
     let mut options = Options::default();
+    let mut limits = options.limits;
     let mut message = "Hello World".to_owned();
     while let Some(argument) = parser.next()? {
         match argument {
@@ -56,22 +63,24 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Asked, lexopt::Error> {
             Arg::Long("message") => message = parser.value()?.string()?,
             Arg::Long("graceful") => options.graceful = true,
             Arg::Long("pid-file") => options.pid_file = Some(parser.value()?.into()),
-            Arg::Long("drain-timeout") => {
-                options.drain_timeout = value(&mut parser, "--drain-timeout", duration)?
+            Arg::Long("drain-timeout") => options.drain_timeout = duration(&mut parser, "--drain-timeout")?,
+            Arg::Long("ready-timeout") => options.ready_timeout = duration(&mut parser, "--ready-timeout")?,
+            Arg::Long("probation") => options.probation = duration(&mut parser, "--probation")?,
+            Arg::Long("max-connections") => {
+                limits.max_connections = value(&mut parser, "--max-connections", count)?;
             }
-            Arg::Long("ready-timeout") => {
-                options.ready_timeout = value(&mut parser, "--ready-timeout", duration)?
-            }
+            Arg::Long("head-timeout") => limits.head_timeout = duration(&mut parser, "--head-timeout")?,
+            Arg::Long("idle-timeout") => limits.idle_timeout = duration(&mut parser, "--idle-timeout")?,
+            Arg::Long("body-timeout") => limits.body_timeout = duration(&mut parser, "--body-timeout")?,
+            Arg::Long("write-timeout") => limits.write_timeout = duration(&mut parser, "--write-timeout")?,
             Arg::Short('h') | Arg::Long("help") => return Ok(Asked::ToPrint(HELP.to_owned())),
             Arg::Short('V') | Arg::Long("version") => {
-                return Ok(Asked::ToPrint(format!(
-                    "handover {}\n",
-                    env!("CARGO_PKG_VERSION")
-                )));
+                return Ok(Asked::ToPrint(format!("handover {}\n", env!("CARGO_PKG_VERSION"))));
             }
             _ => return Err(argument.unexpected()),
         }
     }
+    options.limits = limits;
     Ok(Asked::ToServe(Flags { options, message }))
 }
 
@@ -82,20 +91,23 @@ fn value<T>(
     understand: impl Fn(&str) -> Result<T, &'static str>,
 ) -> Result<T, lexopt::Error> {
     let value = parser.value()?.string()?;
-    understand(&value).map_err(|expected| {
-        format!("invalid value {value:?} for {flag}: expected {expected}").into()
+    understand(&value)
+        .map_err(|expected| format!("invalid value {value:?} for {flag}: expected {expected}").into())
+}
+
+fn duration(parser: &mut Parser, flag: &str) -> Result<Duration, lexopt::Error> {
+    value(parser, flag, |value| {
+        humantime::parse_duration(value).map_err(|_| "a time such as 20s, 500ms or 1m")
     })
 }
 
-fn duration(value: &str) -> Result<Duration, &'static str> {
-    humantime::parse_duration(value).map_err(|_| "a time such as 20s, 500ms or 1m")
+fn count(value: &str) -> Result<usize, &'static str> {
+    value.parse().ok().filter(|&count| count > 0).ok_or("a number greater than 0")
 }
 
 fn address(value: &str) -> Result<String, &'static str> {
     match value.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-            Ok(value.to_owned())
-        }
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(value.to_owned()),
         _ => Err("HOST:PORT, such as 127.0.0.1:3000"),
     }
 }
@@ -123,15 +135,10 @@ mod tests {
     #[test]
     fn every_flag_is_in_the_help() {
         for line in include_str!("flags.rs").lines() {
-            if let Some(flag) = line
-                .trim()
-                .strip_prefix("Arg::Long(\"")
-                .and_then(|rest| rest.split('"').next())
+            if let Some(flag) =
+                line.trim().strip_prefix("Arg::Long(\"").and_then(|rest| rest.split('"').next())
             {
-                assert!(
-                    HELP.contains(&format!("--{flag} ")),
-                    "--{flag} is not in the help"
-                );
+                assert!(HELP.contains(&format!("--{flag} ")), "--{flag} is not in the help");
             }
         }
     }
@@ -147,10 +154,7 @@ mod tests {
             error(&["--listen", "3000"]),
             "invalid value \"3000\" for --listen: expected HOST:PORT, such as 127.0.0.1:3000"
         );
-        assert_eq!(
-            error(&["--listen"]),
-            "missing argument for option '--listen'"
-        );
+        assert_eq!(error(&["--listen"]), "missing argument for option '--listen'");
         assert_eq!(error(&["--liste", "x"]), "invalid option '--liste'");
         assert_eq!(error(&["3000"]), "unexpected argument \"3000\"");
     }

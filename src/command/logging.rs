@@ -1,19 +1,100 @@
 //! Log lines on standard error: time, PID, level, text. The PID is in every line, because two processes
 //! share the terminal during a handover.
+//!
+//! Whoever reads standard error may have gone, or may have stopped reading. A thread of its own does the
+//! writing, so that nobody else ever waits for that; what it cannot keep up with is lost, and counted.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::panic;
 use std::process;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::thread;
+use std::time::{Duration, SystemTime};
 
-use env_logger::{Builder, Env};
+use env_logger::{Builder, Env, Target};
 
-/// Starts to log what `RUST_LOG` asks for, or what is worth knowing about a healthy process.
-pub(crate) fn init() {
+/// How many lines may wait to be written.
+const WAITING_LINES: usize = 1024;
+
+/// How long the end of the process waits for the last lines to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Starts to log what `RUST_LOG` asks for, or what is worth knowing about a healthy process. The log is
+/// complete once the result has been dropped.
+pub(crate) fn init() -> io::Result<Flush> {
+    let (queue, queued) = mpsc::sync_channel(WAITING_LINES);
+    let lost = Arc::new(AtomicUsize::new(0));
+    let lines = Lines { queue: queue.clone(), lost: Arc::clone(&lost) };
+    thread::Builder::new().name("log".to_owned()).spawn(move || write(&queued, &lost))?;
+
     let pid = process::id();
     Builder::from_env(Env::default().default_filter_or("info"))
         .format(move |line, record| {
             let time = humantime::format_rfc3339_millis(SystemTime::now());
             writeln!(line, "{time} {pid} {:<5} {}", record.level(), record.args())
         })
+        .target(Target::Pipe(Box::new(lines)))
         .init();
+    panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+    Ok(Flush { queue })
+}
+
+/// What the writing thread is asked for.
+enum Order {
+    Write(Vec<u8>),
+    /// To confirm that everything before has been written.
+    Confirm(SyncSender<()>),
+}
+
+/// The logger's end of the queue.
+struct Lines {
+    queue: SyncSender<Order>,
+    lost: Arc<AtomicUsize>,
+}
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(Order::Write(line.to_vec())) {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Waits, when dropped, until the lines so far have been written.
+pub(crate) struct Flush {
+    queue: SyncSender<Order>,
+}
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        let (confirm, confirmed) = mpsc::sync_channel(1);
+        // A queue that is full is one that nobody empties.
+        if self.queue.try_send(Order::Confirm(confirm)).is_ok() {
+            let _ = confirmed.recv_timeout(FLUSH_TIMEOUT);
+        }
+    }
+}
+
+/// Writes to standard error, as long as it takes. An error means that nobody reads, or no disk has room;
+/// there is nobody to tell.
+fn write(queued: &Receiver<Order>, lost: &AtomicUsize) {
+    for order in queued {
+        match order {
+            Order::Write(line) => {
+                let _ = io::stderr().write_all(&line);
+                let lost = lost.swap(0, Ordering::Relaxed);
+                if lost > 0 {
+                    let _ = writeln!(io::stderr(), "{} {lost} log lines were lost", process::id());
+                }
+            }
+            Order::Confirm(confirm) => drop(confirm.send(())),
+        }
+    }
 }

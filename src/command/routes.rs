@@ -1,6 +1,6 @@
 //! The routes of the command: a reference to try the mechanism with.
 
-use std::io::Read;
+use std::io::ErrorKind;
 use std::process;
 use std::thread;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use handover::{Header, Method, Request, Response, ResponseBox};
 
 /// The largest body that `/echo` returns, in bytes: it is held in memory.
-const LARGEST_ECHO: usize = 8 << 20;
+const LARGEST_ECHO: u64 = 8 << 20;
 
 /// How long `/test` takes.
 const TEST_DURATION: Duration = Duration::from_secs(5);
@@ -36,10 +36,7 @@ pub(crate) fn answer(request: &mut Request, message: &str) -> ResponseBox {
                 thread::sleep(duration);
                 text(200, message)
             }
-            None => text(
-                400,
-                "expected ?duration= with a time such as 1s, 500ms or 1m\n",
-            ),
+            None => text(400, "expected ?duration= with a time such as 1s, 500ms or 1m\n"),
         },
         "/echo" => echo(request),
         "/healthz" if request.is_draining() => text(503, "draining\n"),
@@ -49,21 +46,16 @@ pub(crate) fn answer(request: &mut Request, message: &str) -> ResponseBox {
 }
 
 fn duration(query: &str) -> Option<Duration> {
-    let value = query
-        .split('&')
-        .find_map(|parameter| parameter.strip_prefix("duration="))?;
+    let value = query.split('&').find_map(|parameter| parameter.strip_prefix("duration="))?;
     humantime::parse_duration(value).ok()
 }
 
 fn echo(request: &mut Request) -> ResponseBox {
+    request.limit_body(LARGEST_ECHO);
     let mut body = Vec::new();
-    match request
-        .as_reader()
-        .take(LARGEST_ECHO as u64 + 1)
-        .read_to_end(&mut body)
-    {
-        Ok(_) if body.len() > LARGEST_ECHO => text(413, "the body is larger than 8 MiB\n"),
+    match request.as_reader().read_to_end(&mut body) {
         Ok(_) => Response::from_data(body).boxed(),
+        Err(error) if error.kind() == ErrorKind::FileTooLarge => text(413, "the body is larger than 8 MiB\n"),
         // Whoever sent half a body is answered by the server.
         Err(error) => text(400, format!("the body cannot be read: {error}\n")),
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::head::{Framing, Refusal};
 use super::input::{Input, LARGEST_PIECE};
-use super::{BODY_TIMEOUT, WRITE_TIMEOUT};
+use crate::connection::after;
 
 /// The longest line with a chunk's size; the rest of it can only be extensions, which nobody uses.
 const LONGEST_CHUNK_LINE: usize = 256;
@@ -16,6 +16,8 @@ pub(crate) struct Body {
     state: State,
     /// The client waits for `100 Continue`, and has not been told.
     continue_owed: bool,
+    /// How many more bytes the handler takes.
+    limit: u64,
 }
 
 /// Where the reading stands.
@@ -47,13 +49,22 @@ impl Body {
             Framing::Length(length) => State::Length(length),
             Framing::Chunked => State::ChunkSize,
         };
-        let continue_owed =
-            expects_continue && state != State::Complete && input.unused().is_empty();
-        Body {
-            input,
-            state,
-            continue_owed,
+        let continue_owed = expects_continue && state != State::Complete && input.unused().is_empty();
+        Body { input, state, continue_owed, limit: u64::MAX }
+    }
+
+    /// Reads the size of the first chunk, unless the client waits to be asked for it: what is malformed
+    /// from the beginning is no request.
+    pub(crate) fn begin(&mut self) {
+        if self.state == State::ChunkSize && !self.continue_owed {
+            let begun = self.begin_chunk();
+            let _ = self.note(begun);
         }
+    }
+
+    /// Lets reading fail with `FileTooLarge` as soon as it is known that there are more than so many bytes.
+    pub(crate) fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
     }
 
     /// How to answer a request whose body has turned out to be faulty, whatever the handler made of it.
@@ -85,11 +96,20 @@ impl Body {
             && (!self.input.unused().is_empty() || self.input.connection().has_unread())
     }
 
-    /// Reads the rest to no use; whether its end was reached within the limit.
+    /// Reads the rest to no use; whether its end was reached. That must not take more bytes than `limit`,
+    /// nor longer in all than a client may take to send nothing.
     pub(crate) fn skip(&mut self, limit: u64) -> io::Result<bool> {
-        io::copy(&mut self.by_ref().take(limit), &mut io::sink())?;
-        // The end of chunks is only found by reading on.
-        Ok(self.read(&mut [0])? == 0)
+        self.limit = u64::MAX;
+        let deadline = self.deadline();
+        let mut skipped = 0;
+        let mut piece = [0; 4096];
+        while skipped <= limit && Instant::now() < deadline {
+            match self.read(&mut piece)? {
+                0 => return Ok(true),
+                read => skipped += read as u64,
+            }
+        }
+        Ok(false)
     }
 
     pub(crate) fn into_input(self) -> Input {
@@ -100,9 +120,8 @@ impl Body {
         if !std::mem::take(&mut self.continue_owed) {
             return Ok(());
         }
-        self.input
-            .connection()
-            .write_all(b"HTTP/1.1 100 Continue\r\n\r\n", WRITE_TIMEOUT)
+        let patience = self.input.limits().write_timeout;
+        self.input.connection().write_all(b"HTTP/1.1 100 Continue\r\n\r\n", patience)
     }
 
     /// Reads some of the body, in whatever way its end is found.
@@ -110,14 +129,12 @@ impl Body {
         loop {
             match self.state {
                 State::Complete => return Ok(0),
-                State::Broken(_) => return Err(broken()),
+                State::Broken(_) => return Err(io::Error::other("the body has failed before")),
                 State::ChunkSize => self.begin_chunk()?,
                 State::Chunk(0) => self.end_chunk()?,
                 State::Length(left) | State::Chunk(left) => {
-                    let most = target
-                        .len()
-                        .min(usize::try_from(left).unwrap_or(usize::MAX));
-                    let read = self.input.read(&mut target[..most], deadline())?;
+                    let most = target.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                    let read = self.input.read(&mut target[..most], self.deadline())?;
                     if read == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
@@ -149,9 +166,7 @@ impl Body {
                     }
                     return self.end_body();
                 }
-                Ok(httparse::Status::Partial) if bytes.len() <= LONGEST_CHUNK_LINE => {
-                    self.fill()?
-                }
+                Ok(httparse::Status::Partial) if bytes.len() <= LONGEST_CHUNK_LINE => self.fill()?,
                 _ => return Err(malformed()),
             }
         }
@@ -190,10 +205,30 @@ impl Body {
     }
 
     fn fill(&mut self) -> io::Result<()> {
-        match self.input.fill(deadline())? {
+        let deadline = self.deadline();
+        match self.input.fill(deadline)? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(()),
         }
+    }
+
+    /// Until when the client may send nothing.
+    fn deadline(&self) -> Instant {
+        after(self.input.limits().body_timeout)
+    }
+
+    /// Remembers the first failure, which is the one to tell the client.
+    fn note<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &result
+            && !matches!(self.state, State::Broken(_))
+        {
+            self.state = State::Broken(match error.kind() {
+                io::ErrorKind::InvalidData => Broken::Malformed,
+                io::ErrorKind::TimedOut => Broken::TimedOut,
+                _ => Broken::Ended,
+            });
+        }
+        result
     }
 }
 
@@ -201,32 +236,25 @@ impl Read for Body {
     /// # Errors
     ///
     /// `UnexpectedEof`: the client has ended the connection before the body. `TimedOut`: nothing came for
-    /// too long. `InvalidData`: the chunks are malformed. Every error is final.
+    /// too long. `InvalidData`: the chunks are malformed. These are final. `FileTooLarge`: see
+    /// [`Body::set_limit`].
     fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
         if target.is_empty() {
             return Ok(0);
         }
-        let read = self.send_continue().and_then(|()| self.decode(target));
-        if let Err(error) = &read {
-            self.state = State::Broken(match error.kind() {
-                io::ErrorKind::InvalidData => Broken::Malformed,
-                io::ErrorKind::TimedOut => Broken::TimedOut,
-                _ => Broken::Ended,
-            });
+        // Before the client is asked to send what will not be taken.
+        if let State::Length(left) | State::Chunk(left) = self.state
+            && left > self.limit
+        {
+            return Err(io::ErrorKind::FileTooLarge.into());
         }
-        read
+        let read = self.send_continue().and_then(|()| self.decode(target));
+        let read = self.note(read)?;
+        self.limit = self.limit.checked_sub(read as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        Ok(read)
     }
 }
 
 fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "malformed chunked body")
-}
-
-fn broken() -> io::Error {
-    io::Error::other("the body has failed before")
-}
-
-/// Until when the client may send nothing.
-fn deadline() -> Instant {
-    Instant::now() + BODY_TIMEOUT
 }

@@ -55,22 +55,14 @@ impl Refusal {
     }
 
     pub(crate) fn response(&self) -> ResponseBox {
-        Response::from_string(format!("{self}\n"))
-            .with_status_code(self.status)
-            .boxed()
+        Response::from_string(format!("{self}\n")).with_status_code(self.status).boxed()
     }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = StatusCode(self.status);
-        write!(
-            f,
-            "{} {}: {}",
-            self.status,
-            status.default_reason_phrase(),
-            self.reason
-        )
+        write!(f, "{} {}: {}", self.status, status.default_reason_phrase(), self.reason)
     }
 }
 
@@ -97,10 +89,7 @@ impl Head {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    return Ok(Err(Refusal::new(
-                        408,
-                        "the request head did not come in time",
-                    )));
+                    return Ok(Err(Refusal::new(408, "the request head did not come in time")));
                 }
                 Err(error) => return Err(error),
             }
@@ -119,9 +108,7 @@ impl Head {
             Ok(_) => return Err(Refusal::new(400, "malformed request head")),
             Err(error) => return Err(malformed(error, bytes)),
         }
-        let (Some(method), Some(url), Some(minor)) =
-            (request.method, request.path, request.version)
-        else {
+        let (Some(method), Some(url), Some(minor)) = (request.method, request.path, request.version) else {
             return Err(Refusal::new(400, "malformed request line"));
         };
 
@@ -135,9 +122,7 @@ impl Head {
         let fields = Fields(request.headers);
         fields.check_host(minor)?;
         Ok(Head {
-            method: method
-                .parse()
-                .map_err(|()| Refusal::new(400, "malformed method"))?,
+            method: method.parse().map_err(|()| Refusal::new(400, "malformed method"))?,
             url: url.to_owned(),
             framing: fields.framing(minor)?,
             expects_continue: fields.expects_continue(minor)?,
@@ -152,10 +137,7 @@ impl Head {
 /// Nothing before `searched` has to be looked at again.
 fn end_of_head(bytes: &[u8], searched: usize) -> Option<usize> {
     let start = searched.saturating_sub(3);
-    let mut lines = bytes[start..]
-        .iter()
-        .enumerate()
-        .filter(|&(_, &byte)| byte == b'\n');
+    let mut lines = bytes[start..].iter().enumerate().filter(|&(_, &byte)| byte == b'\n');
     lines.find_map(|(index, _)| match &bytes[start + index + 1..] {
         [b'\n', ..] => Some(start + index + 2),
         [b'\r', b'\n', ..] => Some(start + index + 3),
@@ -175,7 +157,7 @@ fn malformed(error: httparse::Error, bytes: &[u8]) -> Refusal {
     match error {
         httparse::Error::TooManyHeaders => Refusal::new(431, "more than 100 header fields"),
         httparse::Error::Version if names_a_version(bytes) => {
-            Refusal::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+            Refusal::new(505, "only versions 1.0 and 1.1 are spoken here")
         }
         httparse::Error::HeaderName => Refusal::new(400, "malformed header field name"),
         httparse::Error::HeaderValue => Refusal::new(400, "malformed header field value"),
@@ -183,18 +165,11 @@ fn malformed(error: httparse::Error, bytes: &[u8]) -> Refusal {
     }
 }
 
-/// Whether the request line ends like one of a version of HTTP, for example of HTTP/2's preface.
+/// Whether the request line is one of some version of HTTP, for example of HTTP/2's preface.
 fn names_a_version(bytes: &[u8]) -> bool {
-    let line = bytes
-        .split(|&byte| byte == b'\n')
-        .next()
-        .unwrap_or_default();
-    let version = line
-        .trim_ascii_end()
-        .rsplit(|&byte| byte == b' ')
-        .next()
-        .unwrap_or_default();
-    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+    let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default().trim_ascii_end();
+    let words: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+    matches!(words[..], [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]]
         if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
@@ -204,25 +179,17 @@ struct Fields<'a>(&'a [httparse::Header<'a>]);
 impl<'a> Fields<'a> {
     /// The values of every field of that name.
     fn values(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
-        self.0
-            .iter()
-            .filter(move |field| field.name.eq_ignore_ascii_case(name))
-            .map(|field| field.value)
+        self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
     }
 
     /// The elements of every field of that name, which holds a comma-separated list.
     fn elements(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
-        let elements = self
-            .values(name)
-            .flat_map(|value| value.split(|&byte| byte == b','));
-        elements
-            .map(<[u8]>::trim_ascii)
-            .filter(|element| !element.is_empty())
+        let elements = self.values(name).flat_map(|value| value.split(|&byte| byte == b','));
+        elements.map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
     }
 
     fn has_element(&self, name: &'static str, element: &str) -> bool {
-        self.elements(name)
-            .any(|found| found.eq_ignore_ascii_case(element.as_bytes()))
+        self.elements(name).any(|found| found.eq_ignore_ascii_case(element.as_bytes()))
     }
 
     /// RFC 9112 section 3.2.
@@ -251,10 +218,7 @@ impl<'a> Fields<'a> {
             ));
         }
         if length.is_some() {
-            return Err(Refusal::new(
-                400,
-                "Content-Length together with Transfer-Encoding",
-            ));
+            return Err(Refusal::new(400, "Content-Length together with Transfer-Encoding"));
         }
         if minor == 0 {
             return Err(Refusal::new(400, "Transfer-Encoding in HTTP/1.0"));
@@ -271,10 +235,7 @@ impl<'a> Fields<'a> {
         if minor == 0 || self.values("Expect").next().is_none() {
             return Ok(false);
         }
-        if self
-            .elements("Expect")
-            .all(|expected| expected.eq_ignore_ascii_case(b"100-continue"))
-        {
+        if self.elements("Expect").all(|expected| expected.eq_ignore_ascii_case(b"100-continue")) {
             return Ok(true);
         }
         Err(Refusal::new(417, "an expectation other than 100-continue"))

@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::server::{Connection, Waited};
+use crate::connection::{Connection, Waited};
+use crate::options::Limits;
 
 /// The largest head of a request, and the largest piece that is looked at as a whole.
 pub(crate) const LARGEST_PIECE: usize = 16 * 1024;
@@ -15,21 +16,22 @@ const READ_SIZE: usize = 4096;
 /// The input of a connection, with what has been read and not used yet.
 pub(crate) struct Input {
     connection: Arc<Connection>,
+    limits: Limits,
     buffer: Vec<u8>,
     used: usize,
 }
 
 impl Input {
-    pub(crate) fn new(connection: Arc<Connection>) -> Input {
-        Input {
-            connection,
-            buffer: Vec::new(),
-            used: 0,
-        }
+    pub(crate) fn new(connection: Arc<Connection>, limits: Limits) -> Input {
+        Input { connection, limits, buffer: Vec::new(), used: 0 }
     }
 
     pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// What has been read and not used yet.
@@ -55,9 +57,7 @@ impl Input {
                 [b'\n', ..] => self.advance(1),
                 [b'\r', b'\n', ..] => self.advance(2),
                 [] | [b'\r'] => {
-                    if self.connection.wait(deadline)? != Waited::Readable
-                        || self.fill(deadline)? == 0
-                    {
+                    if self.connection.wait(deadline)? != Waited::Readable || self.fill(deadline)? == 0 {
                         return Ok(false);
                     }
                 }

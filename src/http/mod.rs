@@ -16,7 +16,7 @@ mod tests;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tiny_http::ResponseBox;
 
@@ -25,29 +25,23 @@ pub use self::request::Request;
 use self::head::{Head, Refusal};
 use self::input::Input;
 use self::response::Answer;
-use crate::server::Connection;
+use crate::connection::{Connection, after};
+use crate::options::Limits;
 
-/// The time between two requests on a connection (nginx: keepalive_timeout).
-const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
-/// The time for a whole request head from its first byte on, however slowly it trickles in.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The time a client may take before it sends more of a request's body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// The time a client may take before it takes more of a response.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time for a client to close its side of a connection after its last response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much of a body that a handler has left unread is skipped to keep the connection.
 const SKIP_LIMIT: u64 = 256 * 1024;
 
 /// Serves the requests of one connection until it ends.
-pub(crate) fn serve<H>(connection: &Arc<Connection>, handler: &H)
+pub(crate) fn serve<H>(connection: &Arc<Connection>, handler: &H, limits: &Limits)
 where
     H: Fn(&mut Request) -> ResponseBox,
 {
-    let mut input = Input::new(Arc::clone(connection));
+    let mut input = Input::new(Arc::clone(connection), *limits);
+    let mut patience = limits.head_timeout;
     loop {
-        match input.wait_for_request(Instant::now() + IDLE_TIMEOUT) {
+        match input.wait_for_request(after(patience)) {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => return log::debug!("{}: {error}", connection.peer()),
@@ -57,9 +51,10 @@ where
         drop(in_flight);
         match exchange {
             Ok(Some(rest)) => input = rest,
-            Ok(None) => return connection.linger(Instant::now() + LINGER_TIMEOUT),
+            Ok(None) => return connection.linger(after(LINGER_TIMEOUT)),
             Err(error) => return log::debug!("{}: {error}", connection.peer()),
         }
+        patience = limits.idle_timeout;
     }
 }
 
@@ -70,36 +65,38 @@ where
     H: Fn(&mut Request) -> ResponseBox,
 {
     let connection = Arc::clone(input.connection());
-    let head = match Head::read(&mut input, Instant::now() + HEAD_TIMEOUT)? {
+    let patience = input.limits().write_timeout;
+    let refuse = |refusal: Refusal| {
+        log::debug!("{}: {refusal}", connection.peer());
+        Answer::to_nothing(patience).write(&connection, refusal.response()).map(|_| None)
+    };
+
+    let deadline = after(input.limits().head_timeout);
+    let head = match Head::read(&mut input, deadline)? {
         Ok(head) => head,
-        Err(refusal) => {
-            refuse(&connection, &refusal)?;
-            return Ok(None);
-        }
+        Err(refusal) => return refuse(refusal),
     };
     log::debug!("{}: {} {}", connection.peer(), head.method, head.url);
-    let answer = Answer::to(&head);
+    let answer = Answer::to(&head, patience);
     let keep_alive = head.keep_alive;
     let mut request = Request::new(head, input);
+    if let Some(refusal) = request.begin() {
+        return refuse(refusal);
+    }
     let response = catch_unwind(AssertUnwindSafe(|| handler(&mut request)));
-    let (method, url) = (request.method().clone(), request.url().to_owned());
-    let mut body = request.into_body();
 
     let Ok(response) = response else {
-        log::error!("the handler panicked on {method} {url}");
-        answer
-            .last()
-            .write(&connection, Refusal::internal_error().response())?;
+        log::error!("the handler panicked on {} {}", request.method(), request.url());
+        answer.last().write(&connection, Refusal::internal_error().response())?;
         return Ok(None);
     };
+    let mut body = request.into_body();
     // What the handler made of half a body is not an answer to the request.
     if let Some(refusal) = body.refusal() {
-        refuse(&connection, &refusal)?;
-        return Ok(None);
+        return refuse(refusal);
     }
-    let last = !keep_alive
-        || !body.can_be_skipped(SKIP_LIMIT)
-        || (connection.is_draining() && !body.has_successor());
+    let last =
+        !keep_alive || !body.can_be_skipped(SKIP_LIMIT) || (connection.is_ending() && !body.has_successor());
     let answer = if last { answer.last() } else { answer };
     let complete = answer.write(&connection, response)?;
     if last || !complete {
@@ -109,11 +106,4 @@ where
         Ok(true) => Ok(Some(body.into_input())),
         _ => Ok(None),
     }
-}
-
-fn refuse(connection: &Connection, refusal: &Refusal) -> io::Result<()> {
-    log::debug!("{}: {refusal}", connection.peer());
-    Answer::to_nothing()
-        .write(connection, refusal.response())
-        .map(drop)
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tiny_http::{HTTPVersion, Header, Method};
 
 use super::body::Body;
-use super::head::{Framing, Head};
+use super::head::{Framing, Head, Refusal};
 use super::input::Input;
 
 /// A request, given to the handler.
@@ -26,12 +26,13 @@ impl Request {
         let remote_addr = input.connection().peer();
         let draining = input.connection().is_draining();
         let body = Body::new(input, head.framing, head.expects_continue);
-        Request {
-            head,
-            body,
-            remote_addr,
-            draining,
-        }
+        Request { head, body, remote_addr, draining }
+    }
+
+    /// See [`Body::begin`]; how to answer if the body is faulty already.
+    pub(super) fn begin(&mut self) -> Option<Refusal> {
+        self.body.begin();
+        self.body.refusal()
     }
 
     pub(super) fn into_body(self) -> Body {
@@ -80,10 +81,20 @@ impl Request {
     /// # Errors
     ///
     /// Reading fails with `UnexpectedEof` if the client ends the connection before the body, with
-    /// `TimedOut` if it sends nothing for 30 seconds, and with `InvalidData` if the chunks are malformed.
-    /// The client is then answered with 400 or 408, whatever the handler returns.
+    /// `TimedOut` if it sends nothing for the body timeout, and with `InvalidData` if the chunks are
+    /// malformed. The client is then answered with 400 or 408, whatever the handler returns. It fails with
+    /// `FileTooLarge` beyond the limit of [`limit_body`](Self::limit_body), if there is one.
     pub fn as_reader(&mut self) -> &mut dyn Read {
         &mut self.body
+    }
+
+    /// Takes no more than so many bytes of the body: reading it fails with [`FileTooLarge`] as soon as it is
+    /// known to be larger, if possible before the client sends it. A handler will want to answer that with
+    /// status 413.
+    ///
+    /// [`FileTooLarge`]: std::io::ErrorKind::FileTooLarge
+    pub fn limit_body(&mut self, bytes: u64) {
+        self.body.set_limit(bytes);
     }
 
     /// Whether the process was draining when the request came: it takes no further connections, because it
@@ -93,9 +104,6 @@ impl Request {
     }
 
     fn has_content_length(&self) -> bool {
-        self.head
-            .headers
-            .iter()
-            .any(|header| header.field.equiv("Content-Length"))
+        self.head.headers.iter().any(|header| header.field.equiv("Content-Length"))
     }
 }

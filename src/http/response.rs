@@ -6,13 +6,12 @@
 
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tiny_http::{Header, Method, ResponseBox, StatusCode};
 
-use super::WRITE_TIMEOUT;
 use super::head::{Head, Refusal};
-use crate::server::Connection;
+use crate::connection::Connection;
 
 /// How much of a response is collected before it is written: a small one goes out in one piece.
 const PIECE: usize = 16 * 1024;
@@ -26,6 +25,8 @@ pub(crate) struct Answer {
     http_1_0: bool,
     /// The connection ends with this response.
     last: bool,
+    /// How long the client may take nothing of it.
+    patience: Duration,
 }
 
 /// How the end of a response's body is found.
@@ -39,21 +40,14 @@ enum Framing {
 }
 
 impl Answer {
-    pub(crate) fn to(head: &Head) -> Answer {
-        Answer {
-            without_body: head.method == Method::Head,
-            http_1_0: head.version.1 == 0,
-            last: false,
-        }
+    pub(crate) fn to(head: &Head, patience: Duration) -> Answer {
+        let without_body = head.method == Method::Head;
+        Answer { without_body, http_1_0: head.version.1 == 0, last: false, patience }
     }
 
     /// The answer to something that was not understood as a request.
-    pub(crate) fn to_nothing() -> Answer {
-        Answer {
-            without_body: false,
-            http_1_0: false,
-            last: true,
-        }
+    pub(crate) fn to_nothing(patience: Duration) -> Answer {
+        Answer { without_body: false, http_1_0: false, last: true, patience }
     }
 
     /// The same, as the last one on its connection.
@@ -69,22 +63,12 @@ impl Answer {
     /// The client cannot be written to.
     pub(crate) fn write(self, connection: &Connection, response: ResponseBox) -> io::Result<bool> {
         let framing = self.framing(&response);
-        let answer = if framing == Framing::UntilClose {
-            self.last()
-        } else {
-            self
-        };
-        let mut out = Out {
-            connection,
-            collected: Vec::with_capacity(512),
-            started: false,
-        };
+        let answer = if framing == Framing::UntilClose { self.last() } else { self };
+        let mut out =
+            Out { connection, patience: self.patience, collected: Vec::with_capacity(512), started: false };
         if let Err(fault) = answer.write_head(&mut out.collected, &response, framing) {
             log::error!("the handler returned an impossible response: {fault}");
-            return self
-                .last()
-                .write(connection, Refusal::internal_error().response())
-                .map(|_| false);
+            return self.last().write(connection, Refusal::internal_error().response()).map(|_| false);
         }
         match out.write_body(&mut response.into_reader(), framing) {
             Ok(()) => out.flush().map(|()| framing != Framing::UntilClose),
@@ -94,9 +78,7 @@ impl Answer {
                 if out.started {
                     return Ok(false);
                 }
-                self.last()
-                    .write(connection, Refusal::internal_error().response())
-                    .map(|_| false)
+                self.last().write(connection, Refusal::internal_error().response()).map(|_| false)
             }
         }
     }
@@ -114,34 +96,19 @@ impl Answer {
     /// # Errors
     ///
     /// What the handler must not send: it could split the response in two, or none would be final.
-    fn write_head(
-        self,
-        out: &mut Vec<u8>,
-        response: &ResponseBox,
-        framing: Framing,
-    ) -> Result<(), String> {
+    fn write_head(self, out: &mut Vec<u8>, response: &ResponseBox, framing: Framing) -> Result<(), String> {
         let StatusCode(status) = response.status_code();
         if !(200..1000).contains(&status) {
-            return Err(format!(
-                "the status {status} is not that of a final response"
-            ));
+            return Err(format!("the status {status} is not that of a final response"));
         }
         out.extend_from_slice(
-            format!(
-                "HTTP/1.1 {status} {}\r\n",
-                response.status_code().default_reason_phrase()
-            )
-            .as_bytes(),
+            format!("HTTP/1.1 {status} {}\r\n", response.status_code().default_reason_phrase()).as_bytes(),
         );
         for header in response.headers() {
             check(header)?;
             field(out, header.field.as_str().as_str(), header.value.as_str());
         }
-        if !response
-            .headers()
-            .iter()
-            .any(|header| header.field.equiv("Date"))
-        {
+        if !response.headers().iter().any(|header| header.field.equiv("Date")) {
             field(out, "Date", &httpdate::fmt_http_date(SystemTime::now()));
         }
         match (framing, response.data_length()) {
@@ -177,13 +144,8 @@ fn check(header: &Header) -> Result<(), String> {
     if name.is_empty() || !name.bytes().all(is_token) {
         return Err(format!("{name:?} is not the name of a header field"));
     }
-    if value
-        .bytes()
-        .any(|byte| byte.is_ascii_control() && byte != b'\t')
-    {
-        return Err(format!(
-            "the value of the header field {name} has control characters: {value:?}"
-        ));
+    if value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
+        return Err(format!("the value of the header field {name} has control characters: {value:?}"));
     }
     Ok(())
 }
@@ -191,6 +153,7 @@ fn check(header: &Header) -> Result<(), String> {
 /// A response on its way out.
 struct Out<'a> {
     connection: &'a Connection,
+    patience: Duration,
     collected: Vec<u8>,
     /// Something has been written: the status cannot be changed any more.
     started: bool,
@@ -205,7 +168,7 @@ enum Failure {
 impl Out<'_> {
     fn flush(&mut self) -> io::Result<()> {
         self.started = true;
-        let written = self.connection.write_all(&self.collected, WRITE_TIMEOUT);
+        let written = self.connection.write_all(&self.collected, self.patience);
         self.collected.clear();
         written
     }
@@ -247,8 +210,7 @@ impl Out<'_> {
                 self.collected.extend_from_slice(b"0\r\n\r\n");
                 return Ok(());
             }
-            self.collected
-                .extend_from_slice(format!("{read:x}\r\n").as_bytes());
+            self.collected.extend_from_slice(format!("{read:x}\r\n").as_bytes());
             self.collected.extend_from_slice(&piece[..read]);
             self.collected.extend_from_slice(b"\r\n");
             self.flush().map_err(Failure::Client)?;
@@ -267,8 +229,7 @@ impl Out<'_> {
         let before = self.collected.len();
         self.collected.resize(before + most, 0);
         let result = read(body, &mut self.collected[before..]);
-        self.collected
-            .truncate(before + result.as_ref().map_or(0, |&read| read));
+        self.collected.truncate(before + result.as_ref().map_or(0, |&read| read));
         result
     }
 }

@@ -18,10 +18,7 @@ pub struct Reply {
 
 impl Reply {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(found, _)| found == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
     /// Whether the server has said that the connection ends with this response.
@@ -45,9 +42,7 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
-        Ok(Client {
-            stream: BufReader::new(stream),
-        })
+        Ok(Client { stream: BufReader::new(stream) })
     }
 
     /// Sends bytes as they are.
@@ -79,20 +74,14 @@ impl Client {
     /// Reads the head of a response.
     pub fn receive_head(&mut self) -> io::Result<Reply> {
         let status = self.line()?;
-        let status = status
-            .strip_prefix("HTTP/1.1 ")
-            .and_then(|rest| rest.get(..3))
-            .ok_or(invalid("status"))?;
+        let status =
+            status.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).ok_or(invalid("status"))?;
         let status = status.parse().map_err(|_| invalid("status"))?;
         let mut headers = Vec::new();
         loop {
             let line = self.line()?;
             if line.is_empty() {
-                return Ok(Reply {
-                    status,
-                    headers,
-                    body: Vec::new(),
-                });
+                return Ok(Reply { status, headers, body: Vec::new() });
             }
             let (name, value) = line.split_once(':').ok_or(invalid("header"))?;
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
@@ -102,8 +91,7 @@ impl Client {
     fn receive_chunks(&mut self) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         loop {
-            let size =
-                usize::from_str_radix(&self.line()?, 16).map_err(|_| invalid("chunk size"))?;
+            let size = usize::from_str_radix(&self.line()?, 16).map_err(|_| invalid("chunk size"))?;
             let before = body.len();
             body.resize(before + size, 0);
             self.stream.read_exact(&mut body[before..])?;
@@ -136,9 +124,7 @@ impl Client {
 /// A request on a connection of its own.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<Reply> {
     let mut client = Client::connect(address)?;
-    client.send(format!(
-        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
-    ))?;
+    client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"))?;
     client.receive()
 }
 

@@ -10,11 +10,7 @@ use crate::server::{Server, exited, signal_process, wait_for_end};
 /// A connection with a request in flight that takes so long.
 fn sleeping(server: &Server, duration: &str) -> Client {
     let mut client = Client::connect(server.address).unwrap();
-    client
-        .send(format!(
-            "GET /sleep?duration={duration} HTTP/1.1\r\nHost: test\r\n\r\n"
-        ))
-        .unwrap();
+    client.send(format!("GET /sleep?duration={duration} HTTP/1.1\r\nHost: test\r\n\r\n")).unwrap();
     server.expect("GET /sleep");
     client
 }
@@ -47,8 +43,7 @@ fn a_stop_answers_a_request_that_lies_in_a_socket_and_closes_idle_connections() 
     // While the process is stopped, connections and requests only reach its sockets.
     signal_process(server.first(), Signal::SIGSTOP);
     let mut kept = Client::connect(server.address).unwrap();
-    kept.send("GET /hello HTTP/1.1\r\nHost: test\r\n\r\n")
-        .unwrap();
+    kept.send("GET /hello HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     signal_process(server.first(), Signal::SIGTERM);
     signal_process(server.first(), Signal::SIGCONT);
 
@@ -79,8 +74,7 @@ fn the_drain_deadline_cuts_a_request() {
     let _idle = server.idle_client();
     let begin = Instant::now();
     server.hand_over();
-    server
-        .expect("the drain deadline has passed: cutting 1 requests in flight, open connections: 2");
+    server.expect("the drain deadline has passed: cutting 1 requests in flight, open connections: 2");
     assert!(begin.elapsed() >= Duration::from_secs(1));
     assert_eq!(wait_for_end(server.first()), exited(server.first(), 1));
     assert!(client.receive().is_err());
@@ -91,8 +85,7 @@ fn an_idle_connection_at_the_drain_deadline_is_no_loss() {
     let server = Server::start(&["--drain-timeout", "1s"]);
     let mut idle = server.idle_client();
     server.hand_over();
-    server
-        .expect("the drain deadline has passed: cutting 0 requests in flight, open connections: 1");
+    server.expect("the drain deadline has passed: cutting 0 requests in flight, open connections: 1");
     assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
     assert!(idle.rest().unwrap().is_empty());
 }
@@ -102,8 +95,7 @@ fn the_stop_deadline_cuts_a_request() {
     let server = Server::start(&["--drain-timeout", "500ms"]);
     let mut client = sleeping(&server, "1h");
     server.signal(Signal::SIGINT);
-    server
-        .expect("the drain deadline has passed: cutting 1 requests in flight, open connections: 1");
+    server.expect("the drain deadline has passed: cutting 1 requests in flight, open connections: 1");
     assert_eq!(wait_for_end(server.first()), exited(server.first(), 1));
     assert!(client.receive().is_err());
 }

@@ -11,23 +11,18 @@ use crate::client::Client;
 use crate::load::{Kind, Load};
 use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end, wait_until};
 
-/// Number and kind of every descriptor, and the number of threads.
-fn resources(pid: u32) -> (Vec<String>, usize) {
+/// Number and kind of every descriptor, and every thread but those kept for the next connections.
+fn resources(pid: u32) -> (Vec<String>, Vec<String>) {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let mut descriptors: Vec<String> = entries
-        .map(|entry| {
-            format!(
-                "{:?} {:?}",
-                entry.file_name(),
-                fs::read_link(entry.path()).unwrap_or_default()
-            )
-        })
+        .map(|entry| format!("{:?} {:?}", entry.file_name(), fs::read_link(entry.path()).unwrap_or_default()))
         .collect();
     descriptors.sort();
-    (
-        descriptors,
-        fs::read_dir(format!("/proc/{pid}/task")).unwrap().count(),
-    )
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    let mut threads: Vec<String> = names.filter(|name| name != "connection\n").collect();
+    threads.sort();
+    (descriptors, threads)
 }
 
 /// A server whose program is a file that can be replaced.
@@ -41,13 +36,8 @@ impl Replaceable {
         let program = directory.join("program");
         install(Path::new(BINARY), &program);
         let mut command = Command::new(program);
-        command
-            .args(["--listen", "127.0.0.1:0", "--pid-file"])
-            .arg(directory.join("pid"))
-            .args(arguments);
-        Replaceable {
-            server: Server::start_command(command, directory),
-        }
+        command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(directory.join("pid")).args(arguments);
+        Replaceable { server: Server::start_command(command, directory) }
     }
 
     /// Replaces the program by a script.
@@ -76,22 +66,13 @@ impl Replaceable {
         server.signal(Signal::SIGUSR2);
         meanwhile();
         let line = server.expect("handover failed: ");
-        assert!(
-            line.contains(reason),
-            "{line:?} does not give the reason {reason:?}"
-        );
+        assert!(line.contains(reason), "{line:?} does not give the reason {reason:?}");
         load.stop();
 
         assert_eq!(server.pid_file(), pid);
-        assert_eq!(
-            fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap(),
-            ""
-        );
+        assert_eq!(fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap(), "");
         // The last of the connections may still be on their way out.
-        wait_until(
-            || resources(pid) == before,
-            || format!("{:#?}\nnot\n{before:#?}", resources(pid)),
-        );
+        wait_until(|| resources(pid) == before, || format!("{:#?}\nnot\n{before:#?}", resources(pid)));
 
         install(Path::new(BINARY), &server.directory.join("new"));
         self.replace(&server.directory.join("new"));
@@ -108,14 +89,7 @@ impl Replaceable {
 /// Copies a program in such a way that no descriptor of this process is open for writing to it: a child
 /// that another test forks meanwhile would inherit it, and keep the file from being executed.
 fn install(from: &Path, to: &Path) {
-    assert!(
-        Command::new("cp")
-            .arg(from)
-            .arg(to)
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
 }
 
 #[test]
@@ -139,14 +113,7 @@ fn the_file_is_truncated() {
     let new = replaceable.server.directory.join("new");
     install(Path::new(BINARY), &new);
     // In a process of its own, for the same reason as above.
-    assert!(
-        Command::new("truncate")
-            .args(["-s", "4096"])
-            .arg(&new)
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("truncate").args(["-s", "4096"]).arg(&new).status().unwrap().success());
     replaceable.replace(&new);
     // The kernel may refuse to execute it, or kill it once it misses the rest.
     replaceable.fails("");
@@ -171,10 +138,7 @@ fn it_exits_while_a_helper_keeps_the_pipe_open() {
     let replaceable = Replaceable::start(&[]);
     let helper = replaceable.server.directory.join("helper");
     // The helper leaves the process group, so that it is not counted among the server's processes.
-    replaceable.install_script(&format!(
-        "setsid sleep 60 & echo $! > {}; exit 3",
-        helper.display()
-    ));
+    replaceable.install_script(&format!("setsid sleep 60 & echo $! > {}; exit 3", helper.display()));
     replaceable.fails("ended before it was ready; it exited with status 3");
     let helper = fs::read_to_string(helper).unwrap().trim().parse().unwrap();
     signal_process(helper, Signal::SIGKILL);
@@ -238,10 +202,7 @@ fn it_is_asked_for_another_address() {
     let replaceable = Replaceable::start(&[]);
     let good = replaceable.server.directory.join("good");
     install(Path::new(BINARY), &good);
-    replaceable.install_script(&format!(
-        "exec {} --graceful --listen 127.0.0.1:1",
-        good.display()
-    ));
+    replaceable.install_script(&format!("exec {} --graceful --listen 127.0.0.1:1", good.display()));
     replaceable.fails("it exited with status 1");
     let address = replaceable.server.address;
     replaceable.server.expect(&format!(
@@ -254,14 +215,9 @@ fn its_flags_are_wrong() {
     let replaceable = Replaceable::start(&[]);
     let good = replaceable.server.directory.join("good");
     install(Path::new(BINARY), &good);
-    replaceable.install_script(&format!(
-        "exec {} --graceful --no-such-flag",
-        good.display()
-    ));
+    replaceable.install_script(&format!("exec {} --graceful --no-such-flag", good.display()));
     replaceable.fails("it exited with status 2");
-    replaceable
-        .server
-        .expect("handover: invalid option '--no-such-flag'");
+    replaceable.server.expect("handover: invalid option '--no-such-flag'");
 }
 
 #[test]
@@ -270,9 +226,7 @@ fn its_pid_file_cannot_be_written() {
     let run = directory.join("run");
     fs::create_dir(&run).unwrap();
     let mut command = Command::new(BINARY);
-    command
-        .args(["--listen", "127.0.0.1:0", "--pid-file"])
-        .arg(run.join("pid"));
+    command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(run.join("pid"));
     let server = Server::start_command(command, directory);
 
     let load = Load::start(server.address, &Kind::ALL, 1);
@@ -285,10 +239,7 @@ fn its_pid_file_cannot_be_written() {
     fs::create_dir(&run).unwrap();
     let successor = server.hand_over();
     load.stop();
-    assert_eq!(
-        fs::read_to_string(run.join("pid")).unwrap(),
-        format!("{successor}\n")
-    );
+    assert_eq!(fs::read_to_string(run.join("pid")).unwrap(), format!("{successor}\n"));
 }
 
 #[test]
@@ -297,16 +248,12 @@ fn a_stop_ends_an_unready_successor_first() {
     replaceable.install_script("exec sleep 60");
     let server = &replaceable.server;
     let mut client = Client::connect(server.address).unwrap();
-    client
-        .send("GET /sleep?duration=500ms HTTP/1.1\r\nHost: test\r\n\r\n")
-        .unwrap();
+    client.send("GET /sleep?duration=500ms HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     server.signal(Signal::SIGUSR2);
     server.expect("started successor");
     let successor = server.expect_child(server.first());
     server.signal(Signal::SIGTERM);
-    server.expect(&format!(
-        "successor {successor} was not ready when SIGTERM came; it was killed for that"
-    ));
+    server.expect(&format!("successor {successor} was not ready when SIGTERM came; it was killed for that"));
     assert_eq!(server.processes(), [server.first()]);
     assert_eq!(client.receive().unwrap().status, 200);
     drop(client);
@@ -318,13 +265,9 @@ fn a_restart_and_a_stop_at_the_same_time_lose_nothing() {
     // However the two race, a connection is answered by the process that has accepted it.
     for _ in 0..30 {
         let server = Server::start_for_load(&[]);
-        let mut clients: Vec<Client> = (0..4)
-            .map(|_| Client::connect(server.address).unwrap())
-            .collect();
+        let mut clients: Vec<Client> = (0..4).map(|_| Client::connect(server.address).unwrap()).collect();
         for client in &mut clients {
-            client
-                .send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n")
-                .unwrap();
+            client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n").unwrap();
         }
         server.signal(Signal::SIGUSR2);
         server.expect_child(server.first());

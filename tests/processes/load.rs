@@ -28,14 +28,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 6] = [
-        Kind::Close,
-        Kind::KeepAlive,
-        Kind::Naive,
-        Kind::IdleHead,
-        Kind::Slow,
-        Kind::Poll,
-    ];
+    pub const ALL: [Kind; 6] =
+        [Kind::Close, Kind::KeepAlive, Kind::Naive, Kind::IdleHead, Kind::Slow, Kind::Poll];
 }
 
 /// A load that goes on until it is stopped.
@@ -50,21 +44,11 @@ impl Load {
         let stop = Arc::new(AtomicBool::new(false));
         let spawn = |kind: Kind, seed: u64| {
             let stop = Arc::clone(&stop);
-            let session = Session {
-                kind,
-                address,
-                client: None,
-                random: seed,
-            };
+            let session = Session { kind, address, client: None, random: seed };
             (kind, thread::spawn(move || session.run(&stop)))
         };
-        let clients = kinds
-            .iter()
-            .flat_map(|&kind| (1..=clients).map(move |seed| (kind, seed)));
-        Load {
-            clients: clients.map(|(kind, seed)| spawn(kind, seed)).collect(),
-            stop,
-        }
+        let clients = kinds.iter().flat_map(|&kind| (1..=clients).map(move |seed| (kind, seed)));
+        Load { clients: clients.map(|(kind, seed)| spawn(kind, seed)).collect(), stop }
     }
 
     /// Stops the clients; every request of every one of them must have been answered. Returns how many
@@ -80,10 +64,7 @@ impl Load {
             }
         }
         assert!(lost.is_empty(), "lost requests: {lost:#?}");
-        assert!(
-            counts.iter().all(|&(_, count)| count > 0),
-            "idle clients: {counts:?}"
-        );
+        assert!(counts.iter().all(|&(_, count)| count > 0), "idle clients: {counts:?}");
         counts
     }
 }
@@ -102,9 +83,7 @@ impl Session {
         let mut count = 0;
         while !stop.load(Ordering::SeqCst) {
             count += 1;
-            let reply = self
-                .request()
-                .map_err(|error| format!("request {count}: {error}"))?;
+            let reply = self.request().map_err(|error| format!("request {count}: {error}"))?;
             if reply.status != 200 {
                 return Err(format!("request {count}: status {}", reply.status));
             }
@@ -140,11 +119,7 @@ impl Session {
 
     fn echo(&mut self) -> io::Result<Reply> {
         let mut client = Client::connect(self.address)?;
-        for piece in [
-            "POST /echo HTTP/1.1\r\nHo",
-            "st: test\r\nTransfer-Enc",
-            "oding: chunked\r\n\r\n",
-        ] {
+        for piece in ["POST /echo HTTP/1.1\r\nHo", "st: test\r\nTransfer-Enc", "oding: chunked\r\n\r\n"] {
             client.send(piece)?;
             thread::sleep(Duration::from_millis(20));
         }

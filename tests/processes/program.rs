@@ -17,14 +17,7 @@ fn executable(pid: u32) -> PathBuf {
 /// open for writing to the program, which would keep it from being executed.
 fn install(to: &Path) {
     fs::create_dir_all(to.parent().unwrap()).unwrap();
-    assert!(
-        Command::new("cp")
-            .arg(BINARY)
-            .arg(to)
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("cp").arg(BINARY).arg(to).status().unwrap().success());
 }
 
 /// Two releases, and a symbolic link to the first.
@@ -39,15 +32,7 @@ fn releases() -> Directory {
 
 /// What `ln -snf` does.
 fn relink(directory: &Directory, target: &str, link: &str) {
-    assert!(
-        Command::new("ln")
-            .arg("-snf")
-            .arg(target)
-            .arg(directory.join(link))
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("ln").arg("-snf").arg(target).arg(directory.join(link)).status().unwrap().success());
 }
 
 /// Hands over by a signal to the process in the PID file.
@@ -63,22 +48,11 @@ fn hand_over(server: &Server) -> u32 {
 
 fn goes_forward_and_back(command: Command, directory: Directory) {
     let server = Server::start_command(command, directory);
-    let release = |release: &str| {
-        server
-            .directory
-            .path()
-            .join("releases")
-            .join(release)
-            .join("main")
-    };
+    let release = |release: &str| server.directory.path().join("releases").join(release).join("main");
     let origin = fs::read_link(format!("/proc/{}/cwd", server.first())).unwrap();
     assert_eq!(executable(server.first()), release("1"));
     for target in ["2", "1", "2"] {
-        relink(
-            &server.directory,
-            &format!("releases/{target}/main"),
-            "current_main",
-        );
+        relink(&server.directory, &format!("releases/{target}/main"), "current_main");
         let pid = hand_over(&server);
         assert_eq!(executable(pid), release(target));
         assert_eq!(fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), origin);
@@ -86,9 +60,7 @@ fn goes_forward_and_back(command: Command, directory: Directory) {
 }
 
 fn arguments(command: &mut Command, directory: &Directory) {
-    command
-        .args(["--listen", "127.0.0.1:0", "--pid-file"])
-        .arg(directory.join("pid"));
+    command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(directory.join("pid"));
 }
 
 #[test]
@@ -126,16 +98,11 @@ fn a_false_name_does_not_mislead() {
         let directory = releases();
         let mut command = Command::new("bash");
         let script = format!("exec -a {name} \"$@\"");
-        command
-            .args(["-c", &script, "bash"])
-            .arg(directory.join("current_main"));
+        command.args(["-c", &script, "bash"]).arg(directory.join("current_main"));
         arguments(&mut command, &directory);
         let server = Server::start_command(command, directory);
         let pid = hand_over(&server);
-        assert_eq!(
-            executable(pid),
-            server.directory.path().join("releases/1/main")
-        );
+        assert_eq!(executable(pid), server.directory.path().join("releases/1/main"));
     }
 }
 

@@ -32,11 +32,7 @@ pub struct Directory(PathBuf);
 impl Directory {
     pub fn new() -> Directory {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "handover-{}-{}",
-            process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("handover-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         fs::create_dir(&path).unwrap();
         Directory(path)
@@ -80,10 +76,7 @@ impl Server {
     /// Starts the command on a free port. It logs each connection and each request.
     pub fn start(arguments: &[&str]) -> Server {
         let mut command = Command::new(BINARY);
-        command
-            .env("RUST_LOG", "debug")
-            .args(["--listen", "127.0.0.1:0"])
-            .args(arguments);
+        command.env("RUST_LOG", "debug").args(["--listen", "127.0.0.1:0"]).args(arguments);
         Server::start_command(command, Directory::new())
     }
 
@@ -100,9 +93,7 @@ impl Server {
     pub fn start_in_detail() -> Server {
         let directory = Directory::new();
         let mut command = Command::new(BINARY);
-        command
-            .env("RUST_LOG", "debug")
-            .args(["--listen", "127.0.0.1:0", "--pid-file"]);
+        command.env("RUST_LOG", "debug").args(["--listen", "127.0.0.1:0", "--pid-file"]);
         command.arg(directory.join("pid"));
         Server::start_command(command, directory)
     }
@@ -111,11 +102,7 @@ impl Server {
     pub fn start_command(mut command: Command, directory: Directory) -> Server {
         // Processes whose predecessor has exited become our children, so that we can wait for them.
         set_child_subreaper(true).unwrap();
-        command
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let first = child.id();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -127,11 +114,7 @@ impl Server {
                 let _ = sender.send(String::from_utf8_lossy(&line).into_owned());
             }
         });
-        let log = Log {
-            lines,
-            all: Vec::new(),
-            pending: VecDeque::new(),
-        };
+        let log = Log { lines, all: Vec::new(), pending: VecDeque::new() };
         let mut server = Server {
             first,
             serving: Cell::new(first),
@@ -168,10 +151,7 @@ impl Server {
             if let Some(index) = log.pending.iter().position(|line| line.contains(text)) {
                 return log.pending.remove(index).unwrap();
             }
-            match log
-                .lines
-                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            {
+            match log.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
                     log.all.push(line.clone());
                     log.pending.push_back(line);
@@ -237,42 +217,26 @@ impl Server {
 
     /// The PID file's content.
     pub fn pid_file(&self) -> u32 {
-        fs::read_to_string(self.directory.join("pid"))
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap()
+        fs::read_to_string(self.directory.join("pid")).unwrap().trim().parse().unwrap()
     }
 
     /// Waits until these are the processes of this server.
     pub fn expect_processes(&self, expected: &[u32]) {
-        wait_until(
-            || self.processes() == expected,
-            || format!("{:?}, not {expected:?}", self.processes()),
-        );
+        wait_until(|| self.processes() == expected, || format!("{:?}, not {expected:?}", self.processes()));
     }
 
     /// The processes of this server that have not ended; one that has ended but not been waited for has.
     pub fn processes(&self) -> Vec<u32> {
         let mut processes = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
             // It may end while we look.
             let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
                 continue;
             };
-            let fields: Vec<&str> = stat
-                .rsplit(')')
-                .next()
-                .unwrap()
-                .split_whitespace()
-                .collect();
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
             let (state, group) = (fields[0], fields[2]);
             if group == self.first.to_string() && !matches!(state, "Z" | "X") {
                 processes.push(pid);
@@ -348,11 +312,7 @@ pub fn exited(pid: u32, status: i32) -> Option<WaitStatus> {
 
 /// The number behind `before` in `text`.
 pub fn number_after(text: &str, before: &str) -> u32 {
-    let (_, after) = text
-        .split_once(before)
-        .unwrap_or_else(|| panic!("no {before:?} in {text:?}"));
+    let (_, after) = text.split_once(before).unwrap_or_else(|| panic!("no {before:?} in {text:?}"));
     let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
-    digits
-        .parse()
-        .unwrap_or_else(|_| panic!("no number after {before:?} in {text:?}"))
+    digits.parse().unwrap_or_else(|_| panic!("no number after {before:?} in {text:?}"))
 }

@@ -11,21 +11,13 @@ use crate::client;
 use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end};
 
 fn run(arguments: &[&str]) -> Output {
-    Command::new(BINARY)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+    Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 /// Runs the command through a shell that prepares its descriptors.
 fn run_in_shell(script: &str) -> Output {
     let script = format!("{script} exec {BINARY} --graceful --listen 127.0.0.1:0");
-    Command::new("bash")
-        .args(["-c", &script])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+    Command::new("bash").args(["-c", &script]).stdin(Stdio::null()).output().unwrap()
 }
 
 fn one_line(output: &Output, status: i32) -> String {
@@ -40,10 +32,7 @@ fn one_line(output: &Output, status: i32) -> String {
 fn wrong_flags_end_with_one_line_and_status_2() {
     for (arguments, expected) in [
         (&["--bogus"][..], "handover: invalid option '--bogus'\n"),
-        (
-            &["--listen"],
-            "handover: missing argument for option '--listen'\n",
-        ),
+        (&["--listen"], "handover: missing argument for option '--listen'\n"),
         (
             &["--listen", "nonsense"],
             "handover: invalid value \"nonsense\" for --listen: expected HOST:PORT, such as 127.0.0.1:3000\n",
@@ -76,9 +65,7 @@ fn an_address_in_use_ends_with_one_line_and_status_1() {
     let address = taken.local_addr().unwrap().to_string();
     let line = one_line(&run(&["--listen", &address]), 1);
     assert!(
-        line.starts_with(&format!(
-            "handover: cannot listen on {address}: Address already in use"
-        )),
+        line.starts_with(&format!("handover: cannot listen on {address}: Address already in use")),
         "{line}"
     );
 }
@@ -92,15 +79,9 @@ fn an_unusable_descriptor_3_ends_with_one_line_and_status_1() {
         ("exec 3<&-;", "no descriptor 3 was handed to this process"),
         ("exec 3</dev/null;", "it is not a socket"),
         (&connected, "it is not listening"),
-        (
-            "exec 3<>/dev/udp/127.0.0.1/9;",
-            "it is not a stream socket but Datagram",
-        ),
+        ("exec 3<>/dev/udp/127.0.0.1/9;", "it is not a stream socket but Datagram"),
     ] {
-        assert_eq!(
-            one_line(&run_in_shell(script), 1),
-            format!("{refused}{reason}\n")
-        );
+        assert_eq!(one_line(&run_in_shell(script), 1), format!("{refused}{reason}\n"));
     }
 }
 
@@ -110,7 +91,9 @@ fn an_unwritable_pid_file_ends_with_status_1() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        text.ends_with("handover: cannot write the PID file /nonexistent/pid: No such file or directory (os error 2)\n"),
+        text.ends_with(
+            "handover: cannot write the PID file /nonexistent/pid: No such file or directory (os error 2)\n"
+        ),
         "{text}"
     );
 }
@@ -137,30 +120,16 @@ fn the_pid_file_goes_with_its_process_only() {
 fn only_descriptors_0_to_4_reach_the_successor() {
     let directory = Directory::new();
     let program = directory.join("program");
-    assert!(
-        Command::new("cp")
-            .arg(BINARY)
-            .arg(&program)
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("cp").arg(BINARY).arg(&program).status().unwrap().success());
     let mut command = Command::new("bash");
-    command
-        .args(["-c", "exec 7</dev/null 20</dev/zero; exec \"$@\"", "bash"])
-        .arg(&program);
+    command.args(["-c", "exec 7</dev/null 20</dev/zero; exec \"$@\"", "bash"]).arg(&program);
     command.args(["--listen", "127.0.0.1:0"]);
     let server = Server::start_command(command, directory);
     let seen = server.directory.join("seen");
     let script = format!("#!/bin/sh\nexec >{} ls -l /proc/self/fd\n", seen.display());
     fs::write(server.directory.join("script"), script).unwrap();
     assert!(
-        Command::new("chmod")
-            .arg("755")
-            .arg(server.directory.join("script"))
-            .status()
-            .unwrap()
-            .success()
+        Command::new("chmod").arg("755").arg(server.directory.join("script")).status().unwrap().success()
     );
     fs::rename(server.directory.join("script"), &program).unwrap();
     let held = fs::read_link(format!("/proc/{}/fd/20", server.first())).unwrap();
@@ -189,19 +158,9 @@ fn socket_activated(arguments: &[&str]) -> (Child, std::net::SocketAddr) {
     let address = socket.local_addr().unwrap();
     let mut command = Command::new("sh");
     // Standard input is the one descriptor that Command passes on as it is.
-    command.args([
-        "-c",
-        "exec 3<&0 4<&- 0</dev/null; exec \"$@\"",
-        "sh",
-        BINARY,
-        "--graceful",
-    ]);
-    command
-        .args(["--listen", &address.to_string()])
-        .args(arguments);
-    command
-        .stdin(Stdio::from(std::os::fd::OwnedFd::from(socket)))
-        .stderr(Stdio::piped());
+    command.args(["-c", "exec 3<&0 4<&- 0</dev/null; exec \"$@\"", "sh", BINARY, "--graceful"]);
+    command.args(["--listen", &address.to_string()]).args(arguments);
+    command.stdin(Stdio::from(std::os::fd::OwnedFd::from(socket))).stderr(Stdio::piped());
     (command.spawn().unwrap(), address)
 }
 
@@ -211,12 +170,7 @@ fn a_socket_can_come_from_a_service_manager() {
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     log.read_line(&mut line).unwrap();
-    assert!(
-        line.contains(&format!(
-            "listening on the existing file descriptor 3, {address}"
-        )),
-        "{line}"
-    );
+    assert!(line.contains(&format!("listening on the existing file descriptor 3, {address}")), "{line}");
     assert_eq!(client::get(address, "/").unwrap().text(), "activated");
     signal_process(child.id(), Signal::SIGTERM);
     let mut rest = String::new();
@@ -227,14 +181,7 @@ fn a_socket_can_come_from_a_service_manager() {
 #[test]
 fn a_hangup_that_is_ignored_stays_ignored() {
     let mut command = Command::new("sh");
-    command.args([
-        "-c",
-        "trap '' HUP; exec \"$@\"",
-        "sh",
-        BINARY,
-        "--listen",
-        "127.0.0.1:0",
-    ]);
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh", BINARY, "--listen", "127.0.0.1:0"]);
     let server = Server::start_command(command, Directory::new());
     server.signal(Signal::SIGHUP);
     let successor = server.hand_over();
@@ -250,9 +197,7 @@ fn a_closed_log_does_not_end_the_process() {
     let mut command = Command::new(BINARY);
     let directory = Directory::new();
     let pid_file = directory.join("pid");
-    command
-        .args(["--listen", "127.0.0.1:0", "--pid-file"])
-        .arg(&pid_file);
+    command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(&pid_file);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
@@ -267,11 +212,7 @@ fn a_closed_log_does_not_end_the_process() {
     assert_eq!(hello(), format!("Hello from {}!", child.id()));
     signal_process(child.id(), Signal::SIGUSR2);
     assert!(child.wait().unwrap().success());
-    let successor = fs::read_to_string(&pid_file)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
+    let successor = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
     assert_eq!(hello(), format!("Hello from {successor}!"));
     signal_process(successor, Signal::SIGTERM);
     wait_for_end(successor);

@@ -1,69 +1,12 @@
-//! HTTP as it is seen on the wire: what is sent, and what comes back.
+//! Well-formed requests, and what handlers make of them.
 
 use std::io::{self, Cursor, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 
 use tiny_http::{Header, Method, Response, ResponseBox, StatusCode};
 
-use super::Request;
-use crate::listener::Listener;
-use crate::server::Server;
-
-/// Serves a handler on a free port for as long as the result lives.
-fn serve(
-    handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
-) -> (Server, SocketAddr) {
-    let listener = Listener::bind("127.0.0.1:0").unwrap();
-    let address = listener.address();
-    let serve = move |connection: &_| super::serve(connection, &handler);
-    let mut server = Server::new(listener, serve, || ()).unwrap();
-    server.accept();
-    (server, address)
-}
-
-/// Sends the input and then the end of input; returns what comes back, without the dates.
-fn talk(address: SocketAddr, input: impl AsRef<[u8]>) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(input.as_ref()).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
-    rest(&mut stream)
-}
-
-fn rest(stream: &mut TcpStream) -> String {
-    let mut output = String::new();
-    stream.read_to_string(&mut output).unwrap();
-    let lines = output.split_inclusive('\n');
-    lines.filter(|line| !line.starts_with("Date: ")).collect()
-}
-
-/// Answers with what it has understood of the request.
-fn describe(request: &mut Request) -> ResponseBox {
-    let mut body = String::new();
-    let read = request.as_reader().read_to_string(&mut body);
-    let text = match read {
-        Ok(_) => format!("{} {} [{body}]", request.method(), request.url()),
-        Err(error) => format!("failed: {}", error.kind()),
-    };
-    plain(text)
-}
-
-fn plain(text: impl Into<String>) -> ResponseBox {
-    Response::from_data(text.into()).boxed()
-}
-
-fn ok(body: &str) -> String {
-    format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-}
-
-fn ok_last(body: &str) -> String {
-    format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    )
-}
+use super::{describe, ok, ok_last, plain, rest, serve, talk};
+use crate::http::SKIP_LIMIT;
 
 #[test]
 fn requests_on_one_connection_are_answered_in_order() {
@@ -75,12 +18,7 @@ fn requests_on_one_connection_are_answered_in_order() {
                  3\r\nabc\r\nA;name=value\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n\
                  GET /4 HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n\
                  GET /never HTTP/1.1\r\nHost: t\r\n\r\n";
-    let expected = [
-        ok("GET /1 []"),
-        ok("POST /2 [abc]"),
-        ok("PUT /3 [abc0123456789]"),
-        ok_last("GET /4 []"),
-    ];
+    let expected = [ok("GET /1 []"), ok("POST /2 [abc]"), ok("PUT /3 [abc0123456789]"), ok_last("GET /4 []")];
     assert_eq!(talk(address, input), expected.concat());
 }
 
@@ -89,8 +27,7 @@ fn a_request_may_come_byte_by_byte() {
     let (_server, address) = serve(describe);
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
-    let input =
-        "POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n";
+    let input = "POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n";
     for byte in input.bytes() {
         stream.write_all(&[byte]).unwrap();
     }
@@ -101,10 +38,7 @@ fn a_request_may_come_byte_by_byte() {
 #[test]
 fn http_1_0_closes_unless_asked_not_to() {
     let (_server, address) = serve(describe);
-    assert_eq!(
-        talk(address, "GET / HTTP/1.0\r\n\r\nGET /never HTTP/1.0\r\n\r\n"),
-        ok_last("GET / []")
-    );
+    assert_eq!(talk(address, "GET / HTTP/1.0\r\n\r\nGET /never HTTP/1.0\r\n\r\n"), ok_last("GET / []"));
     let keep_alive = "GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n";
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: keep-alive\r\n\r\nGET / []";
     assert_eq!(talk(address, keep_alive.repeat(2)), answer.repeat(2));
@@ -114,24 +48,15 @@ fn http_1_0_closes_unless_asked_not_to() {
 fn head_is_answered_without_a_body() {
     let (_server, address) = serve(|_| plain("hello"));
     let input = "HEAD / HTTP/1.1\r\nHost: t\r\n\r\n";
-    assert_eq!(
-        talk(address, input.repeat(2)),
-        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".repeat(2)
-    );
+    assert_eq!(talk(address, input.repeat(2)), "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".repeat(2));
 }
 
 #[test]
 fn a_status_without_a_body_has_none() {
     let (_server, address) = serve(|_| Response::empty(204).boxed());
-    assert_eq!(
-        talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n"),
-        "HTTP/1.1 204 No Content\r\n\r\n"
-    );
+    assert_eq!(talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n"), "HTTP/1.1 204 No Content\r\n\r\n");
     let (_server, address) = serve(|_| Response::empty(304).boxed());
-    assert_eq!(
-        talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n"),
-        "HTTP/1.1 304 Not Modified\r\n\r\n"
-    );
+    assert_eq!(talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n"), "HTTP/1.1 304 Not Modified\r\n\r\n");
 }
 
 /// A response whose length is not known before.
@@ -150,10 +75,7 @@ fn a_body_of_unknown_length_is_sent_in_chunks_or_ends_with_the_connection() {
         talk(address, "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
         "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello"
     );
-    assert_eq!(
-        talk(address, "HEAD / HTTP/1.1\r\nHost: t\r\n\r\n"),
-        "HTTP/1.1 200 OK\r\n\r\n"
-    );
+    assert_eq!(talk(address, "HEAD / HTTP/1.1\r\nHost: t\r\n\r\n"), "HTTP/1.1 200 OK\r\n\r\n");
 }
 
 #[test]
@@ -169,9 +91,7 @@ fn continue_is_sent_when_the_handler_reads() {
     let (_server, address) = serve(describe);
     let mut stream = TcpStream::connect(address).unwrap();
     stream
-        .write_all(
-            b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n",
-        )
+        .write_all(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
         .unwrap();
     let mut interim = [0; 25];
     stream.read_exact(&mut interim).unwrap();
@@ -196,7 +116,7 @@ fn an_unread_body_is_skipped_up_to_a_bound() {
         let body = "x".repeat(size);
         format!("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: {size}\r\n\r\n{body}")
     };
-    let limit = super::SKIP_LIMIT as usize;
+    let limit = SKIP_LIMIT as usize;
     assert_eq!(talk(address, post(limit).repeat(2)), ok("ok").repeat(2));
     assert_eq!(talk(address, post(limit + 1) + &post(1)), ok_last("ok"));
 
@@ -223,19 +143,13 @@ fn a_panic_costs_its_own_connection_a_500() {
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n");
     for path in ["/panic", "/body"] {
         let answer = talk(address, get(path) + &get("/"));
-        assert!(
-            answer.starts_with("HTTP/1.1 500 Internal Server Error\r\n"),
-            "{answer}"
-        );
+        assert!(answer.starts_with("HTTP/1.1 500 Internal Server Error\r\n"), "{answer}");
         assert!(answer.contains("Connection: close\r\n"), "{answer}");
         assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
     }
     // The status is gone: what is left is to end without the chunk that ends a body.
     let answer = talk(address, get("/half") + &get("/"));
-    assert_eq!(
-        answer,
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
-    );
+    assert_eq!(answer, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n");
 
     other.write_all(get("/").as_bytes()).unwrap();
     other.shutdown(Shutdown::Write).unwrap();
@@ -259,30 +173,16 @@ impl Read for Panicking {
 fn a_body_that_fails_half_way_ends_visibly() {
     let (_server, address) = serve(|request| match request.url() {
         // Shorter than announced.
-        "/short" => Response::new(
-            StatusCode(200),
-            Vec::new(),
-            Cursor::new(vec![b'x'; 40_000]),
-            Some(50_000),
-            None,
-        )
-        .boxed(),
+        "/short" => {
+            Response::new(StatusCode(200), Vec::new(), Cursor::new(vec![b'x'; 40_000]), Some(50_000), None)
+                .boxed()
+        }
         // Longer than announced.
-        _ => Response::new(
-            StatusCode(200),
-            Vec::new(),
-            Cursor::new("abcdef"),
-            Some(3),
-            None,
-        )
-        .boxed(),
+        _ => Response::new(StatusCode(200), Vec::new(), Cursor::new("abcdef"), Some(3), None).boxed(),
     });
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n");
     let answer = talk(address, get("/short") + &get("/long"));
-    assert!(
-        answer.starts_with("HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\nxxx"),
-        "{answer}"
-    );
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\nxxx"), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1").count(), 1);
     assert_eq!(talk(address, get("/long").repeat(2)), ok("abc").repeat(2));
 }
@@ -298,13 +198,9 @@ fn a_handler_cannot_split_a_response() {
         header("X Y", "a"),
         header("", "a"),
     ] {
-        let (_server, address) =
-            serve(move |_| Response::from_data("ok").with_header(bad.clone()).boxed());
+        let (_server, address) = serve(move |_| Response::from_data("ok").with_header(bad.clone()).boxed());
         let answer = talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n");
-        assert!(
-            answer.starts_with("HTTP/1.1 500 Internal Server Error\r\n"),
-            "{answer}"
-        );
+        assert!(answer.starts_with("HTTP/1.1 500 Internal Server Error\r\n"), "{answer}");
         assert!(!answer.contains("Set-Cookie"), "{answer}");
     }
     let (_server, address) = serve(|_| Response::empty(101).boxed());
@@ -315,11 +211,7 @@ fn a_handler_cannot_split_a_response() {
 #[test]
 fn the_accessors_are_those_of_tiny_http() {
     let (_server, address) = serve(|request| {
-        let accept = request
-            .headers()
-            .iter()
-            .find(|header| header.field.equiv("accept"))
-            .unwrap();
+        let accept = request.headers().iter().find(|header| header.field.equiv("accept")).unwrap();
         assert_eq!(accept.value.as_str(), "*/*");
         assert_eq!(*request.method(), Method::Patch);
         assert_eq!(*request.http_version(), (1, 1));

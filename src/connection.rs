@@ -1,0 +1,271 @@
+//! One connection: reading and writing with a time limit, and waiting for the next request.
+
+use std::io::{self, PipeReader, PipeWriter, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+
+/// What every connection of a process is told, and what it tells in return.
+pub(crate) struct Common {
+    /// The process takes no further connections.
+    draining: AtomicBool,
+    /// At its end of file, by which idle connections are told to close.
+    idle_closed: PipeReader,
+    /// Somebody waits at the other end of `room` for a connection that ends or becomes idle.
+    room_wanted: AtomicBool,
+    room: PipeWriter,
+    /// From when on times are counted.
+    epoch: Instant,
+}
+
+impl Common {
+    pub(crate) fn new(idle_closed: PipeReader, room: PipeWriter) -> Common {
+        Common {
+            draining: AtomicBool::new(false),
+            idle_closed,
+            room_wanted: AtomicBool::new(false),
+            room,
+            epoch: Instant::now(),
+        }
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::SeqCst);
+    }
+
+    /// From now on, until it has happened, connections end with their next response, and `room` tells when
+    /// one has ended or become idle.
+    pub(crate) fn want_room(&self) {
+        self.room_wanted.store(true, Ordering::SeqCst);
+    }
+
+    /// A connection has ended or become idle.
+    pub(crate) fn offer_room(&self) {
+        if self.room_wanted.swap(false, Ordering::SeqCst) {
+            let _ = (&self.room).write_all(&[0]);
+        }
+    }
+}
+
+/// An open connection.
+pub(crate) struct Connection {
+    socket: OwnedFd,
+    peer: SocketAddr,
+    common: Arc<Common>,
+    /// [`IN_FLIGHT`], [`EVICTED`], or else since when it has been idle: the nanoseconds since the epoch.
+    occupation: AtomicU64,
+    /// A request has come on it.
+    used: AtomicBool,
+    /// It is to end, though the process is not draining.
+    evicted: AtomicBool,
+}
+
+const IN_FLIGHT: u64 = u64::MAX;
+const EVICTED: u64 = u64::MAX - 1;
+
+/// What the wait for a request ended with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// Something can be read: input, or the end of it.
+    Readable,
+    /// Nothing came in time.
+    TimedOut,
+    /// The process stops, and nothing has come.
+    Stopping,
+}
+
+impl Connection {
+    pub(crate) fn new(socket: OwnedFd, peer: SocketAddr, common: Arc<Common>) -> Connection {
+        let connection = Connection {
+            socket,
+            peer,
+            common,
+            occupation: AtomicU64::new(0),
+            used: AtomicBool::new(false),
+            evicted: AtomicBool::new(false),
+        };
+        connection.occupation.store(connection.now(), Ordering::SeqCst);
+        connection
+    }
+
+    /// The address of the other side.
+    pub(crate) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Whether this process takes no further connections.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.common.is_draining()
+    }
+
+    /// Whether this connection ends with the next response.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.is_draining()
+            || self.evicted.load(Ordering::Relaxed)
+            || self.common.room_wanted.load(Ordering::Relaxed)
+    }
+
+    /// Waits, idle, for a request.
+    pub(crate) fn wait(&self, deadline: Instant) -> io::Result<Waited> {
+        let mut events = [
+            PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.common.idle_closed.as_fd(), PollFlags::POLLIN),
+        ];
+        loop {
+            let ready = match poll(&mut events, timeout_until(deadline)) {
+                Err(Errno::EINTR) => continue,
+                result => result?,
+            };
+            // The last look: what has come goes before the wish to stop.
+            return Ok(if events[0].any() == Some(true) {
+                Waited::Readable
+            } else if ready > 0 {
+                Waited::Stopping
+            } else {
+                Waited::TimedOut
+            });
+        }
+    }
+
+    /// Counts the connection as one with a request in flight, for as long as the result lives.
+    pub(crate) fn request(self: &Arc<Self>) -> InFlight {
+        if self.occupation.swap(IN_FLIGHT, Ordering::SeqCst) == EVICTED {
+            self.evicted.store(true, Ordering::Relaxed);
+        }
+        self.used.store(true, Ordering::Relaxed);
+        InFlight { connection: Arc::clone(self) }
+    }
+
+    pub(crate) fn is_in_flight(&self) -> bool {
+        self.occupation.load(Ordering::SeqCst) == IN_FLIGHT
+    }
+
+    /// By what the connection that can best be spared is found, if it is idle: one on which no request has
+    /// ever come before one that was of use, and then the one that has been idle for longest.
+    pub(crate) fn idleness(&self) -> Option<(bool, u64)> {
+        match self.occupation.load(Ordering::SeqCst) {
+            IN_FLIGHT | EVICTED => None,
+            since => Some((self.used.load(Ordering::Relaxed), since)),
+        }
+    }
+
+    /// Ends the connection if it is idle still. A request that reaches it in this moment is answered.
+    pub(crate) fn evict(&self, (_, since): (bool, u64)) -> bool {
+        let order = Ordering::SeqCst;
+        let evicted = self.occupation.compare_exchange(since, EVICTED, order, order).is_ok();
+        if evicted {
+            // This wakes whoever waits for input. What has come already can be read nevertheless.
+            let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
+        }
+        evicted
+    }
+
+    /// Whether input has come that nobody has read yet.
+    pub(crate) fn has_unread(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        recv(self.socket.as_raw_fd(), &mut [0], flags).is_ok_and(|count| count > 0)
+    }
+
+    /// Reads what has come, or waits for it until the deadline; 0 is the end of the input.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` at the deadline, or what recv(2) said.
+    pub(crate) fn read(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
+        loop {
+            match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN) => self.wait_for(PollFlags::POLLIN, deadline)?,
+                Err(Errno::EINTR) => {}
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// Writes everything, waiting at most `patience` for the other side to take some of it.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` when it took nothing for so long, or what send(2) said.
+    pub(crate) fn write_all(&self, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
+        // Not SIGPIPE, which an embedding program may have set back to its deadly default.
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        while !bytes.is_empty() {
+            match send(self.socket.as_raw_fd(), bytes, flags) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(Errno::EAGAIN) => self.wait_for(PollFlags::POLLOUT, after(patience))?,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the write side and reads until the other side has closed its own, or until the deadline.
+    ///
+    /// A plain close with unread input, or with input still to come, makes the kernel send a reset, which
+    /// can destroy the response before the other side has read it (RFC 9112 section 9.6).
+    pub(crate) fn linger(&self, deadline: Instant) {
+        if shutdown(self.socket.as_raw_fd(), Shutdown::Write).is_err() {
+            return;
+        }
+        let mut discarded = [0; 4096];
+        while Instant::now() < deadline && self.read(&mut discarded, deadline).is_ok_and(|count| count > 0) {}
+    }
+
+    /// Ends the connection at once, whatever it is doing.
+    pub(crate) fn cut(&self) {
+        // It fails if the other side has cut first.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+    }
+
+    fn wait_for(&self, what: PollFlags, deadline: Instant) -> io::Result<()> {
+        match poll(&mut [PollFd::new(self.socket.as_fd(), what)], timeout_until(deadline)) {
+            Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Nanoseconds since the epoch: enough for five centuries.
+    fn now(&self) -> u64 {
+        self.common.epoch.elapsed().as_nanos() as u64
+    }
+}
+
+/// See [`Connection::request`].
+pub(crate) struct InFlight {
+    connection: Arc<Connection>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.connection.occupation.store(self.connection.now(), Ordering::SeqCst);
+        self.connection.common.offer_room();
+    }
+}
+
+/// The instant so much later. A century is as good as any time beyond it, and no overflow.
+pub(crate) fn after(duration: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    Instant::now() + duration.min(CENTURY)
+}
+
+fn timeout_until(deadline: Instant) -> PollTimeout {
+    timeout(deadline.saturating_duration_since(Instant::now()))
+}
+
+/// In milliseconds, rounded up, so that a wait never ends before its time and then spins through the rest.
+pub(crate) fn timeout(duration: Duration) -> PollTimeout {
+    let milliseconds = duration.as_nanos().div_ceil(1_000_000);
+    PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
+}

@@ -1,0 +1,71 @@
+//! HTTP as it is seen on the wire: what is sent, and what comes back.
+
+mod exchange;
+mod hostile;
+mod random;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+
+use tiny_http::{Response, ResponseBox};
+
+use super::Request;
+use crate::listener::Listener;
+use crate::options::Limits;
+use crate::server::Server;
+
+/// Serves a handler on a free port for as long as the result lives.
+fn serve(handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static) -> (Server, SocketAddr) {
+    serve_within(Limits::default(), handler)
+}
+
+/// The same with other limits.
+fn serve_within(
+    limits: Limits,
+    handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
+) -> (Server, SocketAddr) {
+    let listener = Listener::bind("127.0.0.1:0").unwrap();
+    let address = listener.address();
+    let serve = move |connection: &_| super::serve(connection, &handler, &limits);
+    let mut server = Server::new(listener, limits.max_connections, serve, || ()).unwrap();
+    server.accept();
+    (server, address)
+}
+
+/// Sends the input and then the end of input; returns what comes back, without the dates.
+fn talk(address: SocketAddr, input: impl AsRef<[u8]>) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(input.as_ref()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    rest(&mut stream)
+}
+
+fn rest(stream: &mut TcpStream) -> String {
+    let mut output = String::new();
+    stream.read_to_string(&mut output).unwrap();
+    let lines = output.split_inclusive('\n');
+    lines.filter(|line| !line.starts_with("Date: ")).collect()
+}
+
+/// Answers with what it has understood of the request.
+fn describe(request: &mut Request) -> ResponseBox {
+    let mut body = String::new();
+    let read = request.as_reader().read_to_string(&mut body);
+    let text = match read {
+        Ok(_) => format!("{} {} [{body}]", request.method(), request.url()),
+        Err(error) => format!("failed: {}", error.kind()),
+    };
+    plain(text)
+}
+
+fn plain(text: impl Into<String>) -> ResponseBox {
+    Response::from_data(text.into()).boxed()
+}
+
+fn ok(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+fn ok_last(body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+}

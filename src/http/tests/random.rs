@@ -1,0 +1,181 @@
+//! Properties that hold whatever comes in, and however it is cut.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use super::describe;
+use crate::connection::{Common, Connection};
+use crate::options::Limits;
+
+/// Xorshift: the same numbers for the same seed, so that a failure can be repeated.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % bound
+    }
+
+    fn choose<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    /// A text of up to so many characters.
+    fn text(&mut self, most: usize) -> String {
+        (0..self.below(most + 1)).map(|_| self.choose(&['a', 'b', '0', ' ', '\r', '\n', 'z'])).collect()
+    }
+}
+
+/// A well-formed request, and what the handler makes of it.
+fn request(random: &mut Random, number: usize) -> (String, String) {
+    let end = random.choose(&["\r\n", "\n"]);
+    let method = random.choose(&["GET", "POST", "PUT", "DELETE", "X-OWN"]);
+    let mut head = format!("{method} /{number} HTTP/1.1{end}Host: t{end}");
+    for field in 0..random.below(5) {
+        head += &format!("X-{field}: {}{end}", "v".repeat(random.below(40)));
+    }
+    let body = random.text(600);
+    let message = match random.below(3) {
+        0 => return (head + end, format!("{method} /{number} []")),
+        1 => format!("{head}Content-Length: {}{end}{end}{body}", body.len()),
+        _ => {
+            let mut message = format!("{head}Transfer-Encoding: chunked{end}{end}");
+            let mut rest = &body[..];
+            while !rest.is_empty() {
+                let (chunk, after) = rest.split_at(1 + random.below(rest.len()));
+                let extension = random.choose(&["", ";x", ";x=y"]);
+                message += &format!("{:x}{extension}\r\n{chunk}\r\n", chunk.len());
+                rest = after;
+            }
+            message + "0\r\n" + random.choose(&["", "Trailer: t\r\n"]) + "\r\n"
+        }
+    };
+    (message, format!("{method} /{number} [{body}]"))
+}
+
+/// Sends the input in pieces, and then its end; what has come back, and how many requests the handler got.
+fn talk_in_pieces(random: &mut Random, mut input: &[u8]) -> (String, usize) {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let (idle_closed, _close_idle) = std::io::pipe().unwrap();
+    let (_room, offer_room) = std::io::pipe().unwrap();
+    let common = Arc::new(Common::new(idle_closed, offer_room));
+    let connection = Arc::new(Connection::new(theirs.into(), ([127, 0, 0, 1], 1).into(), common));
+    let handled = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&handled);
+    let server = thread::spawn(move || {
+        let handler = |request: &mut _| {
+            count.fetch_add(1, Ordering::SeqCst);
+            describe(request)
+        };
+        crate::http::serve(&connection, &handler, &Limits::default());
+    });
+    while !input.is_empty() {
+        let (piece, rest) = input.split_at(1 + random.below(input.len().min(200)));
+        // The server may have closed the connection, and have had its reason.
+        if ours.write_all(piece).is_err() {
+            break;
+        }
+        if random.below(4) == 0 {
+            thread::yield_now();
+        }
+        input = rest;
+    }
+    let _ = ours.shutdown(Shutdown::Write);
+    let mut output = Vec::new();
+    ours.read_to_end(&mut output).unwrap();
+    server.join().expect("the connection's thread panicked");
+    (String::from_utf8(output).unwrap(), handled.load(Ordering::SeqCst))
+}
+
+/// A response's status, whether it is its connection's last, and its body.
+type Answer = (u16, bool, String);
+
+/// Takes the output apart; every response must be whole.
+fn answers(mut output: &str) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    while !output.is_empty() {
+        let (head, rest) = output.split_once("\r\n\r\n").expect("a whole head");
+        let status = head.strip_prefix("HTTP/1.1 ").expect("a status line")[..3].parse().unwrap();
+        let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
+        let length: usize = field("Content-Length: ").expect("a length").parse().unwrap();
+        answers.push((status, field("Connection: ") == Some("close"), rest[..length].to_owned()));
+        output = &rest[length..];
+    }
+    answers
+}
+
+#[test]
+fn well_formed_requests_are_answered_however_they_are_cut() {
+    for seed in 0..300 {
+        let random = &mut Random::new(seed);
+        let (inputs, expected): (Vec<String>, Vec<Answer>) = (0..1 + random.below(8))
+            .map(|number| request(random, number))
+            .map(|(input, answer)| (input, (200, false, answer)))
+            .unzip();
+        let (output, _) = talk_in_pieces(random, inputs.concat().as_bytes());
+        assert_eq!(answers(&output), expected, "seed {seed}: {inputs:?}");
+    }
+}
+
+/// What holds for any input: right answers, then at most one error, and nothing after that.
+fn check(input: &[u8], output: &str, handled: usize, seed: u64) {
+    let answers = answers(output);
+    let describe = || format!("seed {seed}: {:?} -> {output:?}", input.escape_ascii().to_string());
+    let right = answers.iter().take_while(|&&(status, ..)| status == 200).count();
+    assert!(answers.len() <= right + 1, "{}", describe());
+    if let Some(&(status, last, _)) = answers.get(right) {
+        assert!([400, 408, 414, 417, 431, 501, 505].contains(&status), "{}", describe());
+        assert!(last, "{}", describe());
+    }
+    // One that was refused while the handler read its body has been handled, but not answered by it.
+    assert!(handled == right || handled == right + 1, "{handled}: {}", describe());
+}
+
+#[test]
+fn mutated_requests_are_answered_or_refused() {
+    for seed in 0..1500 {
+        let random = &mut Random::new(seed);
+        let count = 1 + random.below(4);
+        let mut input: Vec<u8> =
+            (0..count).flat_map(|number| request(random, number).0.into_bytes()).collect();
+        for _ in 0..1 + random.below(5) {
+            let place = random.below(input.len());
+            let byte = random.choose(b"\r\n\0 :;,0+x\x7f\xff\tG/.");
+            match random.below(4) {
+                0 => input[place] = byte,
+                1 => input.insert(place, byte),
+                2 => drop(input.remove(place)),
+                _ => {
+                    let end = (place + random.below(40)).min(input.len());
+                    let copied = input[place..end].to_vec();
+                    input.splice(place..place, copied);
+                }
+            }
+        }
+        let (output, handled) = talk_in_pieces(random, &input);
+        check(&input, &output, handled, seed);
+    }
+}
+
+#[test]
+fn random_bytes_are_refused() {
+    for seed in 0..500 {
+        let random = &mut Random::new(seed);
+        let input: Vec<u8> = match random.below(2) {
+            0 => (0..random.below(2000)).map(|_| random.below(256) as u8).collect(),
+            _ => (0..random.below(2000)).map(|_| random.choose(b"GET / HTTP/1.\r\n: chunked")).collect(),
+        };
+        let (output, handled) = talk_in_pieces(random, &input);
+        check(&input, &output, handled, seed);
+    }
+}
