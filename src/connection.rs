@@ -49,6 +49,11 @@ impl Common {
         self.room_wanted.store(true, Ordering::SeqCst);
     }
 
+    /// Nanoseconds since the epoch: enough for five centuries.
+    fn now(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
     /// A connection has ended or become idle.
     pub(crate) fn offer_room(&self) {
         if self.room_wanted.swap(false, Ordering::SeqCst) {
@@ -62,15 +67,17 @@ pub(crate) struct Connection {
     socket: OwnedFd,
     peer: SocketAddr,
     common: Arc<Common>,
-    /// [`IN_FLIGHT`], [`EVICTED`], or else since when it has been idle: the nanoseconds since the epoch.
+    /// [`BUSY`], [`EVICTED`], or else since when it has been idle: the nanoseconds since the epoch.
     occupation: AtomicU64,
+    /// A request is being read, handled or answered.
+    in_flight: AtomicBool,
     /// A request has come on it.
     used: AtomicBool,
     /// It is to end, though the process is not draining.
     evicted: AtomicBool,
 }
 
-const IN_FLIGHT: u64 = u64::MAX;
+const BUSY: u64 = u64::MAX;
 const EVICTED: u64 = u64::MAX - 1;
 
 /// What the wait for a request ended with.
@@ -86,16 +93,15 @@ pub(crate) enum Waited {
 
 impl Connection {
     pub(crate) fn new(socket: OwnedFd, peer: SocketAddr, common: Arc<Common>) -> Connection {
-        let connection = Connection {
+        Connection {
             socket,
             peer,
+            occupation: AtomicU64::new(common.now()),
             common,
-            occupation: AtomicU64::new(0),
+            in_flight: AtomicBool::new(false),
             used: AtomicBool::new(false),
             evicted: AtomicBool::new(false),
-        };
-        connection.occupation.store(connection.now(), Ordering::SeqCst);
-        connection
+        }
     }
 
     /// The address of the other side.
@@ -117,6 +123,13 @@ impl Connection {
 
     /// Waits, idle, for a request.
     pub(crate) fn wait(&self, deadline: Instant) -> io::Result<Waited> {
+        self.become_idle();
+        let waited = self.wait_idle(deadline);
+        self.occupation.store(BUSY, Ordering::SeqCst);
+        waited
+    }
+
+    fn wait_idle(&self, deadline: Instant) -> io::Result<Waited> {
         let mut events = [
             PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.common.idle_closed.as_fd(), PollFlags::POLLIN),
@@ -137,37 +150,50 @@ impl Connection {
         }
     }
 
+    fn become_idle(&self) {
+        self.occupation.store(self.common.now(), Ordering::SeqCst);
+        self.common.offer_room();
+    }
+
     /// Counts the connection as one with a request in flight, for as long as the result lives.
     pub(crate) fn request(self: &Arc<Self>) -> InFlight {
-        if self.occupation.swap(IN_FLIGHT, Ordering::SeqCst) == EVICTED {
-            self.evicted.store(true, Ordering::Relaxed);
-        }
+        self.in_flight.store(true, Ordering::SeqCst);
         self.used.store(true, Ordering::Relaxed);
         InFlight { connection: Arc::clone(self) }
     }
 
     pub(crate) fn is_in_flight(&self) -> bool {
-        self.occupation.load(Ordering::SeqCst) == IN_FLIGHT
+        self.in_flight.load(Ordering::SeqCst)
     }
 
     /// By what the connection that can best be spared is found, if it is idle: one on which no request has
-    /// ever come before one that was of use, and then the one that has been idle for longest.
+    /// ever come before one that was of use, and then the one that has been idle for longest. One that was
+    /// in use a moment ago is likely to be so again in a moment, and does not count as idle yet.
     pub(crate) fn idleness(&self) -> Option<(bool, u64)> {
+        const MOMENT: u64 = Duration::from_millis(100).as_nanos() as u64;
         match self.occupation.load(Ordering::SeqCst) {
-            IN_FLIGHT | EVICTED => None,
+            BUSY | EVICTED => None,
+            since if since + MOMENT > self.common.now() => None,
             since => Some((self.used.load(Ordering::Relaxed), since)),
         }
     }
 
-    /// Ends the connection if it is idle still. A request that reaches it in this moment is answered.
+    /// Ends the connection, if it is still idle, and nothing has come on it; whether it does.
     pub(crate) fn evict(&self, (_, since): (bool, u64)) -> bool {
         let order = Ordering::SeqCst;
-        let evicted = self.occupation.compare_exchange(since, EVICTED, order, order).is_ok();
-        if evicted {
-            // This wakes whoever waits for input. What has come already can be read nevertheless.
-            let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
+        if self.has_unread() || self.occupation.compare_exchange(since, EVICTED, order, order).is_err() {
+            return false;
         }
-        evicted
+        self.evicted.store(true, order);
+        // This wakes whoever waits for input. A request that comes in this very moment is answered, unless
+        // a part of it comes later.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
+        true
+    }
+
+    /// Whether it has been evicted, and has not got a request in the last moment.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.evicted.load(Ordering::SeqCst) && !self.is_in_flight()
     }
 
     /// Whether input has come that nobody has read yet.
@@ -218,6 +244,7 @@ impl Connection {
         if shutdown(self.socket.as_raw_fd(), Shutdown::Write).is_err() {
             return;
         }
+        self.become_idle();
         let mut discarded = [0; 4096];
         while Instant::now() < deadline && self.read(&mut discarded, deadline).is_ok_and(|count| count > 0) {}
     }
@@ -235,11 +262,6 @@ impl Connection {
             Err(errno) => Err(errno.into()),
         }
     }
-
-    /// Nanoseconds since the epoch: enough for five centuries.
-    fn now(&self) -> u64 {
-        self.common.epoch.elapsed().as_nanos() as u64
-    }
 }
 
 /// See [`Connection::request`].
@@ -249,8 +271,7 @@ pub(crate) struct InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.connection.occupation.store(self.connection.now(), Ordering::SeqCst);
-        self.connection.common.offer_room();
+        self.connection.in_flight.store(false, Ordering::SeqCst);
     }
 }
 

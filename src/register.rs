@@ -48,13 +48,17 @@ impl Register {
         self.lock().connections.values().filter(|connection| connection.is_in_flight()).count()
     }
 
-    /// Ends the connection that can best be spared, if one is idle.
-    pub(crate) fn evict_one(&self) -> bool {
+    /// Ends the connection that can best be spared, if one is idle, and none is on its way out already.
+    pub(crate) fn evict_one(&self) {
         let open = self.lock();
+        if open.connections.values().any(|connection| connection.is_leaving()) {
+            return;
+        }
         let idle =
             open.connections.values().filter_map(|connection| Some((connection.idleness()?, connection)));
-        idle.min_by_key(|&(idleness, _)| idleness)
-            .is_some_and(|(idleness, connection)| connection.evict(idleness))
+        let mut idle: Vec<_> = idle.collect();
+        idle.sort_unstable_by_key(|&(idleness, _)| idleness);
+        idle.into_iter().find(|(idleness, connection)| connection.evict(*idleness));
     }
 
     /// Ends every connection at once.

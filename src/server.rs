@@ -23,7 +23,7 @@ use crate::workers::Workers;
 /// The function that is run on each connection, on a thread of its own.
 type Serve = dyn Fn(&Arc<Connection>) + Send + Sync;
 
-/// How long the accept loop waits after an error that only time can mend.
+/// How long the accept loop waits for room, or for whatever else only time can bring, before it looks.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Accepts, or pauses, or has closed its listening socket; and has a number of connections open.
@@ -185,14 +185,11 @@ impl Acceptor {
                 trouble.pass();
                 continue;
             };
+            self.register.common().want_room();
             trouble.meet(&obstacle);
             self.register.evict_one();
             // Meanwhile the listening socket stays readable, and it would be no use to wait for that.
-            let patience = match obstacle {
-                Obstacle::Limit(_) => PollTimeout::NONE,
-                Obstacle::Shortage(_) => connection::timeout(BACK_OFF),
-            };
-            match wait(stop, room, patience) {
+            match wait(stop, room, connection::timeout(BACK_OFF)) {
                 Woken::Stop => return,
                 Woken::Other => drop(room.read(&mut [0])),
                 Woken::Timeout => {}
@@ -211,7 +208,7 @@ impl Acceptor {
 
     /// Accepts one connection; whether there was one.
     fn accept_one(&self) -> Result<bool, Obstacle> {
-        if !self.has_room() {
+        if self.register.len() >= self.most {
             return Err(Obstacle::Limit(self.most));
         }
         let worker = self.workers.reserve().map_err(Obstacle::Shortage)?;
@@ -235,15 +232,6 @@ impl Acceptor {
             Err(error) if concerns_one_connection(&error) => Ok(true),
             Err(error) => Err(Obstacle::Shortage(error)),
         }
-    }
-
-    fn has_room(&self) -> bool {
-        if self.register.len() < self.most {
-            return true;
-        }
-        self.register.common().want_room();
-        // One may have ended before it was heard that this matters.
-        self.register.len() < self.most
     }
 }
 

@@ -11,8 +11,8 @@ use crate::client::Client;
 use crate::load::{Kind, Load};
 use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end, wait_until};
 
-/// Number and kind of every descriptor, and every thread but those kept for the next connections.
-fn resources(pid: u32) -> (Vec<String>, Vec<String>) {
+/// Number and kind of every descriptor, and the number of threads but those kept for further connections.
+fn resources(pid: u32) -> (Vec<String>, usize) {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let mut descriptors: Vec<String> = entries
         .map(|entry| format!("{:?} {:?}", entry.file_name(), fs::read_link(entry.path()).unwrap_or_default()))
@@ -20,9 +20,7 @@ fn resources(pid: u32) -> (Vec<String>, Vec<String>) {
     descriptors.sort();
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
-    let mut threads: Vec<String> = names.filter(|name| name != "connection\n").collect();
-    threads.sort();
-    (descriptors, threads)
+    (descriptors, names.filter(|name| name != "connection\n").count())
 }
 
 /// A server whose program is a file that can be replaced.

@@ -5,6 +5,7 @@ mod client;
 mod drain;
 mod failed_successor;
 mod handover;
+mod hostile;
 mod load;
 mod program;
 mod server;

@@ -210,6 +210,17 @@ impl Server {
         client
     }
 
+    /// Waits until every thread of the serving process waits for something.
+    pub fn expect_asleep(&self) {
+        let tasks = format!("/proc/{}/task", self.serving());
+        let awake = || {
+            let tasks = fs::read_dir(&tasks).unwrap().flatten();
+            let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+            stats.filter(|stat| !stat.rsplit(')').next().unwrap().starts_with(" S")).count()
+        };
+        wait_until(|| awake() == 0, || "the process does not come to rest".to_owned());
+    }
+
     /// The PID that `/hello` tells.
     pub fn hello(&self) -> u32 {
         number_after(&self.get("/hello"), "from ")
