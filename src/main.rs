@@ -34,8 +34,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// One line on standard error, which may be closed.
+/// One line on standard error, which may be closed; in one piece, because others write there, too.
 fn fail(error: &dyn std::error::Error, status: ExitCode) -> ExitCode {
-    let _ = writeln!(io::stderr(), "handover: {error}");
+    let _ = io::stderr().write_all(format!("handover: {error}\n").as_bytes());
     status
 }

@@ -87,12 +87,13 @@ impl Drop for Flush {
 fn write(queued: &Receiver<Order>, lost: &AtomicUsize) {
     for order in queued {
         match order {
-            Order::Write(line) => {
-                let _ = io::stderr().write_all(&line);
+            Order::Write(mut line) => {
                 let lost = lost.swap(0, Ordering::Relaxed);
                 if lost > 0 {
-                    let _ = writeln!(io::stderr(), "{} {lost} log lines were lost", process::id());
+                    line.extend(format!("{} {lost} log lines were lost here\n", process::id()).bytes());
                 }
+                // In one piece, because another process may write there, too.
+                let _ = io::stderr().write_all(&line);
             }
             Order::Confirm(confirm) => drop(confirm.send(())),
         }
