@@ -1,5 +1,6 @@
 //! One connection: reading and writing with a time limit, and waiting for the next request.
 
+use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -10,6 +11,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+
+use crate::address::Address;
 
 /// What every connection of a process is told, and what it tells in return.
 pub(crate) struct Common {
@@ -62,10 +65,29 @@ impl Common {
     }
 }
 
+/// The other side of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// On the network.
+    Network(SocketAddr),
+    /// On this machine, and without an address.
+    Local,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Network(address) => address.fmt(f),
+            Peer::Local => f.write_str("local"),
+        }
+    }
+}
+
 /// An open connection.
 pub(crate) struct Connection {
     socket: OwnedFd,
-    peer: SocketAddr,
+    peer: Peer,
+    local: Address,
     common: Arc<Common>,
     /// [`BUSY`], [`EVICTED`], or else since when it has been idle: the nanoseconds since the epoch.
     occupation: AtomicU64,
@@ -92,10 +114,11 @@ pub(crate) enum Waited {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: OwnedFd, peer: SocketAddr, common: Arc<Common>) -> Connection {
+    pub(crate) fn new(socket: OwnedFd, peer: Peer, local: Address, common: Arc<Common>) -> Connection {
         Connection {
             socket,
             peer,
+            local,
             occupation: AtomicU64::new(common.now()),
             common,
             in_flight: AtomicBool::new(false),
@@ -104,9 +127,14 @@ impl Connection {
         }
     }
 
-    /// The address of the other side.
-    pub(crate) fn peer(&self) -> SocketAddr {
+    /// The other side.
+    pub(crate) fn peer(&self) -> Peer {
         self.peer
+    }
+
+    /// The address that the other side has connected to.
+    pub(crate) fn local(&self) -> &Address {
+        &self.local
     }
 
     /// Whether this process takes no further connections.

@@ -1,7 +1,7 @@
 //! Descriptors that are agreed on by number.
 //!
-//! A successor finds the listening socket at descriptor 3 (where systemd puts it, too) and the pipe to
-//! its predecessor at descriptor 4. Whoever relies on numbers has to know what is behind them, and has
+//! A successor finds the listening sockets at descriptor 3 and those that follow (where systemd puts them,
+//! too), and the pipe to its predecessor behind them. Whoever relies on numbers has to know what is behind them, and has
 //! to keep the numbers from being taken by something else.
 
 use std::fs::File;
@@ -11,12 +11,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-/// The listening socket, in a process started under `--graceful`.
-pub(crate) const SOCKET: RawFd = 3;
-/// The write end of the pipe to the predecessor, in a process that has one.
-pub(crate) const PIPE: RawFd = 4;
-/// The first number that is free for anything else.
-pub(crate) const FIRST_FREE: RawFd = 5;
+/// The first listening socket, in a process that was handed any. The others follow, and then, in a process
+/// that has a predecessor, the write end of the pipe to it.
+pub(crate) const FIRST: RawFd = 3;
 
 /// How many descriptors a process may have (RLIMIT_NOFILE), as it was when the process was started.
 #[derive(Clone, Copy, Debug)]
@@ -40,50 +37,61 @@ impl Limit {
     }
 }
 
-/// Takes ownership of a descriptor that was handed to this process when it was executed, and makes it
-/// close-on-exec.
-///
-/// `None` if the descriptor is not open, or was opened by this process itself: what has come through
+/// Whether a descriptor is open, and was handed to this process when it was executed: what has come through
 /// execve(2) cannot be close-on-exec, and what Rust opens always is.
 #[allow(unsafe_code)]
+pub(crate) fn is_inherited(number: RawFd) -> bool {
+    // SAFETY: fcntl F_GETFD has no effect on whatever the number refers to, and the borrow ends here.
+    let flags = unsafe { fcntl(BorrowedFd::borrow_raw(number), FcntlArg::F_GETFD) };
+    flags.is_ok_and(|flags| !FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC))
+}
+
+/// Takes ownership of a descriptor that was handed to this process when it was executed, and makes it
+/// close-on-exec; `None` if it was not.
+#[allow(unsafe_code)]
 pub(crate) fn inherited(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: fcntl F_GETFD has no effect on whatever the number refers to, and the borrow ends here. If
-    // it succeeds without FD_CLOEXEC, the descriptor is open and came with the process image. By the
-    // protocol between predecessor and successor (and of sd_listen_fds(3)) it is then meant for `serve`,
-    // which is the only caller and asks for each number once, so nobody else owns it.
-    let descriptor = unsafe {
-        let flags = fcntl(BorrowedFd::borrow_raw(number), FcntlArg::F_GETFD).ok()?;
-        if FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC) {
-            return None;
-        }
-        OwnedFd::from_raw_fd(number)
-    };
+    if !is_inherited(number) {
+        return None;
+    }
+    // SAFETY: it is open, and came with the process image. By the protocol between predecessor and
+    // successor (and of sd_listen_fds(3)) it is then meant for `serve`, which is the only caller and takes
+    // each number once, because afterwards it is close-on-exec: nobody else owns it.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
     Some(descriptor)
 }
 
-/// Occupies those of the agreed numbers that are still free, for as long as the result lives.
+/// Occupies those of the agreed numbers for so many sockets that are still free, for as long as the result
+/// lives.
 ///
-/// While a successor is started, `std::process::Command` opens a pipe of its own. Were it to get number
-/// 3 or 4, placing the socket there in the child would silence every error of the start.
-pub(crate) fn reserve() -> io::Result<Vec<File>> {
-    let (placeholders, _) = open_above_agreed(|| File::open("/dev/null"))?;
+/// While a successor is started, `std::process::Command` opens a pipe of its own. Were it to get one of
+/// them, placing a socket there in the child would silence every error of the start.
+pub(crate) fn reserve(sockets: usize) -> io::Result<Vec<File>> {
+    let (placeholders, _) = open_above_agreed(sockets, || File::open("/dev/null"))?;
     Ok(placeholders)
 }
 
-/// A close-on-exec duplicate that is out of the way of the agreed numbers.
-pub(crate) fn duplicate(descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let (_, duplicate) = open_above_agreed(|| descriptor.try_clone_to_owned())?;
+/// A close-on-exec duplicate that is out of the way of the agreed numbers for so many sockets.
+pub(crate) fn duplicate(sockets: usize, descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let (_, duplicate) = open_above_agreed(sockets, || descriptor.try_clone_to_owned())?;
     Ok(duplicate)
+}
+
+/// The first number behind so many sockets and the pipe.
+pub(crate) fn first_free(sockets: usize) -> RawFd {
+    FIRST + sockets as RawFd + 1
 }
 
 /// Opens until the system hands out a number that is not an agreed one. The system always hands out the
 /// lowest free number, so what comes before occupies the agreed ones.
-fn open_above_agreed<D: AsRawFd>(open: impl Fn() -> io::Result<D>) -> io::Result<(Vec<D>, D)> {
+fn open_above_agreed<D: AsRawFd>(
+    sockets: usize,
+    open: impl Fn() -> io::Result<D>,
+) -> io::Result<(Vec<D>, D)> {
     let mut agreed = Vec::new();
     loop {
         let descriptor = open()?;
-        if descriptor.as_raw_fd() >= FIRST_FREE {
+        if descriptor.as_raw_fd() >= first_free(sockets) {
             return Ok((agreed, descriptor));
         }
         agreed.push(descriptor);

@@ -17,8 +17,10 @@ pub enum Error {
         /// What the resolver, socket(2), bind(2) or listen(2) said.
         source: io::Error,
     },
-    /// Under `graceful`, descriptor 3 is not the listening socket that was asked for.
+    /// Under `graceful`, a descriptor is not the listening socket that was asked for in its place.
     TakeOver {
+        /// The descriptor: 3, or one of those that follow.
+        number: i32,
         /// What is wrong with it, for example `it is not a socket`.
         reason: String,
     },
@@ -42,8 +44,8 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Listen { address, source } => write!(f, "cannot listen on {address}: {source}"),
-            Error::TakeOver { reason } => {
-                write!(f, "cannot take over the listening socket at descriptor 3: {reason}")
+            Error::TakeOver { number, reason } => {
+                write!(f, "cannot take over the listening socket at descriptor {number}: {reason}")
             }
             Error::PidFile { path, source } => {
                 write!(f, "cannot write the PID file {}: {source}", path.display())

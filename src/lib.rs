@@ -11,7 +11,7 @@
 //!
 //! fn main() -> ExitCode {
 //!     let options = Options {
-//!         listen: "127.0.0.1:3000".to_owned(),
+//!         listen: vec!["127.0.0.1:3000".to_owned()],
 //!         // A successor is started with the same arguments and this one.
 //!         graceful: std::env::args().any(|argument| argument == "--graceful"),
 //!         ..Options::default()
@@ -46,13 +46,14 @@
 //!
 //! # How to read the code
 //!
-//! `process.rs` is the story: one loop over the states of a process. Beneath it, each module does one job,
+//! `start.rs` is how a process begins, and `process.rs` is its story: one loop over its states. Beneath it, each module does one job,
 //! and none knows those above it: `listener.rs` binds the socket or takes it over, `signals.rs` turns
 //! signals into events, `successor.rs` starts the next process (`program.rs`: which one) and hears its
 //! words (`words.rs`), `predecessor.rs` is the other end of that, `server.rs` accepts connections, each of
 //! which is entered in `register.rs` and served on a thread of `workers.rs`, and `http` speaks HTTP on one
 //! (`connection.rs`).
 
+mod address;
 mod connection;
 mod descriptor;
 mod error;
@@ -66,13 +67,15 @@ mod program;
 mod register;
 mod server;
 mod signals;
+mod start;
 mod successor;
 mod words;
 mod workers;
 
 pub use tiny_http::{HTTPVersion, Header, HeaderField, Method, Response, ResponseBox, StatusCode};
 
+pub use crate::address::Address;
 pub use crate::error::Error;
-pub use crate::http::Request;
+pub use crate::http::{Handler, Request};
 pub use crate::options::{Limits, Options};
-pub use crate::process::{Outcome, serve};
+pub use crate::start::{Outcome, serve};

@@ -1,17 +1,21 @@
-//! The listening socket: bound here, or taken over at descriptor 3 and checked before it is trusted.
+//! The listening sockets: bound here, or taken over from descriptor 3 on and checked before they are
+//! trusted.
 //!
-//! The socket is shared between the processes of a handover, and with it everything that belongs to the
+//! A socket is shared between the processes of a handover, and with it everything that belongs to the
 //! socket and not to the descriptor: O_NONBLOCK, the backlog, the queue of connections that nobody has
 //! accepted yet. It is therefore always non-blocking, and never shut down.
 
-use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Backlog, SockType, SockaddrLike, SockaddrStorage, sockopt};
-use nix::sys::socket::{getsockname, getsockopt, listen};
+use nix::sys::socket::{getpeername, getsockname, getsockopt, listen};
 
+use crate::address::{Address, UnixFile};
+use crate::connection::Peer;
 use crate::descriptor;
 use crate::error::Error;
 
@@ -19,34 +23,98 @@ use crate::error::Error;
 /// standard library asks for 128, which a burst of reconnecting clients fills at once.
 pub(crate) const BACKLOG: i32 = 4096;
 
-/// The listening socket of this process.
+/// A listening socket.
 pub(crate) struct Listener {
-    socket: TcpListener,
-    address: SocketAddr,
+    socket: Socket,
+    address: Address,
+    /// The file of a Unix socket, as it was when this process began to listen on it.
+    file: Option<UnixFile>,
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
 }
 
 impl Listener {
-    /// Binds the first of the addresses that `address` resolves to and that can be bound.
-    pub(crate) fn bind(address: &str) -> Result<Listener, Error> {
-        let error = |source| Error::Listen { address: address.to_owned(), source };
-        let socket = TcpListener::bind(address).map_err(error)?;
-        Listener::prepare(socket).map_err(error)
+    /// Binds everything that is asked for. A name that has several addresses asks for all of them.
+    pub(crate) fn bind_all(asked: &[String], socket_mode: u32) -> Result<Vec<Listener>, Error> {
+        let mut listeners = Vec::new();
+        for text in asked {
+            let error = |source| Error::Listen { address: text.clone(), source };
+            let first = listeners.len();
+            let mut failure = None;
+            for address in Address::resolve(text).map_err(error)? {
+                // Port 0 is one port for all addresses of a name.
+                let address = match listeners.get(first).map(Listener::address) {
+                    Some(Address::Network(bound)) => address.with_port(bound.port()),
+                    _ => address,
+                };
+                match Listener::bind(&address, socket_mode) {
+                    Ok(listener) => listeners.push(listener),
+                    Err(source) => failure = Some(source),
+                }
+            }
+            // One of several may belong to a protocol that this machine does not speak.
+            if let Some(source) = failure.filter(|source| listeners.len() == first || !is_elsewhere(source)) {
+                return Err(error(source));
+            }
+        }
+        Ok(listeners)
     }
 
-    /// Takes over the socket at descriptor 3, if it is what was asked for.
+    fn bind(address: &Address, socket_mode: u32) -> io::Result<Listener> {
+        let socket = match address {
+            Address::Network(address) => Socket::Tcp(TcpListener::bind(address)?),
+            Address::Unix(path) => Socket::Unix(UnixFile::bind(path, socket_mode)?),
+            Address::Abstract(_) => Socket::Unix(UnixListener::bind_addr(&address.to_unix()?)?),
+        };
+        Listener::prepare(socket)
+    }
+
+    /// Takes over the sockets from descriptor 3 on, if they are what is asked for.
     ///
     /// # Errors
     ///
     /// A line of its own for each thing that can be wrong: nothing was handed over, it is not a socket,
-    /// not a stream, not for TCP, not listening, or listening on another address than `address`.
-    pub(crate) fn take_over(address: &str) -> Result<Listener, Error> {
-        let refuse = |reason: String| Error::TakeOver { reason };
+    /// not a stream, not listening, or listening on another address than what is asked for in its place.
+    pub(crate) fn take_over_all(asked: &[String]) -> Result<Vec<Listener>, Error> {
+        let mut listeners: Vec<Listener> = Vec::new();
+        let next = |listeners: &Vec<Listener>| descriptor::FIRST + listeners.len() as i32;
+        for text in asked {
+            let error = |source| Error::Listen { address: text.clone(), source };
+            let wanted = Address::resolve(text).map_err(error)?;
+            let first = listeners.len();
+            while listeners.len() < first + wanted.len() {
+                let number = next(&listeners);
+                // A name may have fewer sockets than addresses; see `bind_all`.
+                if listeners.len() > first && !is_listening_on_one_of(number, &wanted) {
+                    break;
+                }
+                let listener = Listener::take_over(number)?;
+                if !wanted.iter().any(|wanted| wanted.is_asked_for_by(&listener.address)) {
+                    let reason = format!("it listens on {}, not on {text}", listener.address);
+                    return Err(Error::TakeOver { number, reason });
+                }
+                listeners.push(listener);
+            }
+        }
+        let number = next(&listeners);
+        if let Some(address) = listening_on(number) {
+            let reason = format!("it listens on {address}, which nobody has asked for");
+            return Err(Error::TakeOver { number, reason });
+        }
+        Ok(listeners)
+    }
+
+    fn take_over(number: i32) -> Result<Listener, Error> {
+        let refuse = |reason: String| Error::TakeOver { number, reason };
         let system = |source: io::Error| refuse(source.to_string());
 
-        let socket = descriptor::inherited(descriptor::SOCKET)
-            .ok_or_else(|| refuse("no descriptor 3 was handed to this process".to_owned()))?;
-        let name: SockaddrStorage = match getsockname(descriptor::SOCKET) {
-            Ok(name) => name,
+        let socket = descriptor::inherited(number)
+            .ok_or_else(|| refuse("no such descriptor was handed to this process".to_owned()))?;
+        let family = match getsockname::<SockaddrStorage>(number) {
+            Ok(name) => name.family(),
             Err(Errno::ENOTSOCK) => return Err(refuse("it is not a socket".to_owned())),
             Err(errno) => return Err(system(errno.into())),
         };
@@ -54,69 +122,101 @@ impl Listener {
             SockType::Stream => {}
             other => return Err(refuse(format!("it is not a stream socket but {other:?}"))),
         }
-        if !matches!(name.family(), Some(AddressFamily::Inet | AddressFamily::Inet6)) {
-            return Err(refuse(format!("it is not a TCP socket but bound to {name}")));
-        }
         if !getsockopt(&socket, sockopt::AcceptConn).map_err(|errno| system(errno.into()))? {
             return Err(refuse("it is not listening".to_owned()));
         }
-        let listener = Listener::prepare(TcpListener::from(socket)).map_err(system)?;
+        let socket = match family {
+            Some(AddressFamily::Inet | AddressFamily::Inet6) => Socket::Tcp(socket.into()),
+            Some(AddressFamily::Unix) => Socket::Unix(socket.into()),
+            _ => return Err(refuse("it is neither a TCP nor a Unix socket".to_owned())),
+        };
+        Listener::prepare(socket).map_err(system)
+    }
 
-        let wanted: Vec<SocketAddr> = address
-            .to_socket_addrs()
-            .map_err(|source| Error::Listen { address: address.to_owned(), source })?
-            .collect();
-        if !wanted.iter().any(|&wanted| is_asked_for(wanted, listener.address)) {
-            return Err(refuse(format!("it listens on {}, not on {address}", listener.address)));
-        }
+    fn prepare(socket: Socket) -> io::Result<Listener> {
+        let address = match &socket {
+            Socket::Tcp(socket) => {
+                socket.set_nonblocking(true)?;
+                Address::Network(socket.local_addr()?)
+            }
+            Socket::Unix(socket) => {
+                socket.set_nonblocking(true)?;
+                Address::from_unix(&socket.local_addr()?)?
+            }
+        };
+        let file = match &address {
+            Address::Unix(path) => UnixFile::at(path),
+            _ => None,
+        };
+        let listener = Listener { socket, address, file };
+        listen(&listener, Backlog::new(BACKLOG)?)?;
         Ok(listener)
     }
 
-    fn prepare(socket: TcpListener) -> io::Result<Listener> {
-        socket.set_nonblocking(true)?;
-        listen(&socket, Backlog::new(BACKLOG)?)?;
-        let address = socket.local_addr()?;
-        Ok(Listener { socket, address })
-    }
-
     /// The address that clients connect to.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
     }
 
     /// Takes the next connection from the queue; the error is `WouldBlock` when there is none.
-    pub(crate) fn accept(&self) -> io::Result<(OwnedFd, SocketAddr)> {
-        let (stream, peer) = self.socket.accept()?;
-        // A response is written in one piece, or in pieces as large as its buffer: Nagle's algorithm
-        // could only delay the last one. A peer that is gone already fails here; reading will tell.
-        let _ = stream.set_nodelay(true);
-        Ok((stream.into(), peer))
+    pub(crate) fn accept(&self) -> io::Result<(OwnedFd, Peer)> {
+        match &self.socket {
+            Socket::Tcp(socket) => {
+                let (stream, peer) = socket.accept()?;
+                // A response is written in one piece, or in pieces as large as its buffer: Nagle's
+                // algorithm could only delay the last one. If the peer has gone, reading will tell.
+                let _ = stream.set_nodelay(true);
+                Ok((stream.into(), Peer::Network(peer)))
+            }
+            Socket::Unix(socket) => Ok((socket.accept()?.0.into(), Peer::Local)),
+        }
+    }
+
+    /// Removes the file of a Unix socket, unless it has become another one.
+    pub(crate) fn remove_file(&self) {
+        if let (Address::Unix(path), Some(file)) = (&self.address, &self.file)
+            && UnixFile::at(path).as_ref() == Some(file)
+            && let Err(error) = fs::remove_file(path)
+        {
+            log::warn!("cannot remove the socket {}: {error}", path.display());
+        }
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        match &self.socket {
+            Socket::Tcp(socket) => socket.as_fd(),
+            Socket::Unix(socket) => socket.as_fd(),
+        }
     }
 }
 
-/// Whether a socket bound to `bound` is what `wanted` would have bound: port 0 stands for any port.
-fn is_asked_for(wanted: SocketAddr, bound: SocketAddr) -> bool {
-    wanted.ip() == bound.ip() && (wanted.port() == bound.port() || wanted.port() == 0)
+/// Whether an address cannot be bound because it does not belong to this machine.
+fn is_elsewhere(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::is_asked_for;
+fn is_listening_on_one_of(number: i32, wanted: &[Address]) -> bool {
+    listening_on(number).is_some_and(|address| wanted.iter().any(|wanted| wanted.is_asked_for_by(&address)))
+}
 
-    #[test]
-    fn an_address_is_asked_for_by_ip_and_port_or_any_port() {
-        let asked = |wanted: &str, bound: &str| is_asked_for(wanted.parse().unwrap(), bound.parse().unwrap());
-        assert!(asked("127.0.0.1:3000", "127.0.0.1:3000"));
-        assert!(asked("127.0.0.1:0", "127.0.0.1:41234"));
-        assert!(!asked("127.0.0.1:3000", "127.0.0.1:3001"));
-        assert!(!asked("127.0.0.1:3000", "0.0.0.0:3000"));
-        assert!(!asked("127.0.0.1:0", "127.0.0.2:41234"));
-        assert!(!asked("[::1]:3000", "127.0.0.1:3000"));
+/// The address of the socket that was handed over under this number, if there is one. It is only looked at.
+fn listening_on(number: i32) -> Option<Address> {
+    if !descriptor::is_inherited(number) || getpeername::<SockaddrStorage>(number).is_ok() {
+        return None;
+    }
+    let name: SockaddrStorage = getsockname(number).ok()?;
+    if let Some(name) = name.as_sockaddr_in() {
+        return Some(Address::Network(SocketAddr::V4((*name).into())));
+    }
+    if let Some(name) = name.as_sockaddr_in6() {
+        return Some(Address::Network(SocketAddr::V6((*name).into())));
+    }
+    let name = name.as_unix_addr()?;
+    match (name.path(), name.as_abstract()) {
+        (Some(path), _) => Some(Address::Unix(path.to_owned())),
+        (_, Some(name)) => Some(Address::Abstract(name.to_owned())),
+        _ => None,
     }
 }

@@ -2,40 +2,46 @@
 
 mod command;
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::command::flags::{self, Asked};
-use crate::command::{logging, routes};
+use crate::command::logging;
+use crate::command::routes::Routes;
 
-/// The exit status for a wrong flag or value.
+/// The exit status for a wrong flag, value or file.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let flags = match flags::parse(lexopt::Parser::from_env()) {
-        Ok(Asked::ToServe(flags)) => flags,
+    let command_line = match flags::parse(lexopt::Parser::from_env()) {
+        Ok(Asked::ToServe(command_line)) => command_line,
         Ok(Asked::ToPrint(text)) => {
             // Nobody may be reading: `handover --help | head -1`.
             let _ = io::stdout().write_all(text.as_bytes());
             return ExitCode::SUCCESS;
         }
-        Err(error) => return fail(&error, ExitCode::from(USAGE)),
+        Err(error) => return fail(error, ExitCode::from(USAGE)),
     };
-    let log = match logging::init() {
+    let settings = match command_line.settings() {
+        Ok(settings) => settings,
+        Err(error) => return fail(error, ExitCode::from(USAGE)),
+    };
+    let log = match logging::init(&settings) {
         Ok(log) => log,
-        Err(error) => return fail(&error, ExitCode::FAILURE),
+        Err(error) => return fail(error, ExitCode::FAILURE),
     };
-    let message = flags.message;
-    let served = handover::serve(flags.options, move |request| routes::answer(request, &message));
+    let routes = Routes::new(command_line, &settings);
+    let served = handover::serve(settings.options, routes);
     drop(log);
     match served {
         Ok(outcome) => outcome.into(),
-        Err(error) => fail(&error, ExitCode::FAILURE),
+        Err(error) => fail(error, ExitCode::FAILURE),
     }
 }
 
 /// One line on standard error, which may be closed; in one piece, because others write there, too.
-fn fail(error: &dyn std::error::Error, status: ExitCode) -> ExitCode {
+fn fail(error: impl Display, status: ExitCode) -> ExitCode {
     let _ = io::stderr().write_all(format!("handover: {error}\n").as_bytes());
     status
 }

@@ -9,17 +9,24 @@ use std::time::Duration;
 /// use std::time::Duration;
 ///
 /// let options = handover::Options { drain_timeout: Duration::from_secs(60), ..Default::default() };
-/// assert_eq!(options.listen, "127.0.0.1:3000");
+/// assert_eq!(options.listen, ["127.0.0.1:3000"]);
 /// ```
-#[derive(Clone, Debug)]
+///
+/// [`Handler::reload`](crate::Handler::reload) may change all but `listen`, `socket_mode`, `graceful` and
+/// `pid_file`, which need a handover.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The address to listen on, `HOST:PORT`; port 0 lets the system choose. Default: `127.0.0.1:3000`.
-    pub listen: String,
-    /// Take over the listening socket at descriptor 3 instead of binding one. It has to listen on
-    /// [`listen`](Self::listen). Default: `false`.
+    /// The addresses to listen on: `HOST:PORT`, where port 0 lets the system choose, and a name with
+    /// several addresses stands for all of them; `unix:PATH` for a Unix socket; `unix:@NAME` for one in
+    /// Linux's abstract namespace. Default: `127.0.0.1:3000`.
+    pub listen: Vec<String>,
+    /// The permissions of the file of a Unix socket. Default: 0660.
+    pub socket_mode: u32,
+    /// Take over the listening sockets from descriptor 3 on instead of binding them. They have to listen on
+    /// [`listen`](Self::listen), in that order. Default: `false`.
     ///
     /// A successor is started with the argument `--graceful`, so a program has to set this when it finds
-    /// that among its own. A program that is started by systemd with a socket sets it, too.
+    /// that among its own. A program that is started by systemd with sockets sets it, too.
     pub graceful: bool,
     /// Where to write the process ID. Default: nowhere.
     pub pid_file: Option<PathBuf>,
@@ -30,8 +37,13 @@ pub struct Options {
     /// How long the process stays after it has handed over, not accepting connections, even with nothing
     /// left to finish: if the successor dies in this time, it accepts connections again. Default: 0.
     pub probation: Duration,
+    /// After a handover both processes accept connections, until an operator decides: a stop signal to the
+    /// predecessor completes the handover, one to the successor undoes it. Default: `false`.
+    pub overlap: bool,
     /// What a client may take up.
     pub limits: Limits,
+    /// The version of the program, for the log. Default: that of this library.
+    pub version: String,
 }
 
 /// What a client may take up, so that a slow, broken or hostile one leaves enough for the others.
@@ -63,16 +75,38 @@ impl Default for Limits {
     }
 }
 
+impl Options {
+    /// Puts back what differs from `present` and cannot change while a process runs; the names of that.
+    pub(crate) fn keep_what_needs_a_handover(&mut self, present: &Options) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        keep("listen", &mut self.listen, &present.listen, &mut names);
+        keep("socket-mode", &mut self.socket_mode, &present.socket_mode, &mut names);
+        keep("pid-file", &mut self.pid_file, &present.pid_file, &mut names);
+        self.graceful = present.graceful;
+        names
+    }
+}
+
+fn keep<T: Clone + PartialEq>(name: &'static str, new: &mut T, present: &T, names: &mut Vec<&'static str>) {
+    if new != present {
+        names.push(name);
+        new.clone_from(present);
+    }
+}
+
 impl Default for Options {
     fn default() -> Options {
         Options {
-            listen: "127.0.0.1:3000".to_owned(),
+            listen: vec!["127.0.0.1:3000".to_owned()],
+            socket_mode: 0o660,
             graceful: false,
             pid_file: None,
             drain_timeout: Duration::from_secs(20),
             ready_timeout: Duration::from_secs(10),
             probation: Duration::ZERO,
+            overlap: false,
             limits: Limits::default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 }

@@ -23,6 +23,13 @@ impl PidFile {
         if self.names_this_process() { Ok(()) } else { PidFile::write(&self.path).map(std::mem::forget) }
     }
 
+    /// The same with `.old` at its end, for a process that runs beside its successor.
+    pub(crate) fn aside(&self) -> io::Result<PidFile> {
+        let mut path = self.path.clone().into_os_string();
+        path.push(".old");
+        PidFile::write(Path::new(&path))
+    }
+
     /// The path as it was asked for.
     pub(crate) fn path(&self) -> &Path {
         &self.path

@@ -1,11 +1,12 @@
-//! The process before this one, seen through the pipe at descriptor 4.
+//! The process before this one, seen through the pipe behind the listening sockets.
 
 use std::fs::File;
 use std::io::Write;
 use std::mem::ManuallyDrop;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, fstat};
 
 use crate::descriptor;
@@ -19,10 +20,10 @@ pub(crate) struct Predecessor {
 }
 
 impl Predecessor {
-    /// The predecessor at the other end of descriptor 4, or `None` if that is not the write end of a
-    /// pipe: then something else has started this process, and waits for no word.
-    pub(crate) fn inherited() -> Option<Predecessor> {
-        let descriptor = descriptor::inherited(descriptor::PIPE)?;
+    /// The predecessor at the other end of the descriptor behind so many sockets, or `None` if that is not
+    /// the write end of a pipe: then something else has started this process, and waits for no word.
+    pub(crate) fn inherited(sockets: usize) -> Option<Predecessor> {
+        let descriptor = descriptor::inherited(descriptor::first_free(sockets) - 1)?;
         if is_write_end_of_pipe(&descriptor) {
             let pipe = ManuallyDrop::new(File::from(descriptor));
             return Some(Predecessor { pipe });
@@ -30,6 +31,12 @@ impl Predecessor {
         // It was handed to the program for a purpose of its own, so it is not ours to close.
         let _ = descriptor.into_raw_fd();
         None
+    }
+
+    /// Whether it is there: whether anybody holds the other end of the pipe.
+    pub(crate) fn is_there(&self) -> bool {
+        let mut events = [PollFd::new(self.pipe.as_fd(), PollFlags::empty())];
+        matches!(poll(&mut events, PollTimeout::ZERO), Ok(0))
     }
 
     /// Tells the predecessor; `false` if it is gone and nobody has heard it.

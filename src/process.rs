@@ -1,27 +1,27 @@
-//! The story of a process: it starts, serves, hands over or stops, drains, and ends.
+//! The story of a process: it serves, hands over or stops, drains, and ends.
 //!
 //! [`Process::run`] is the whole of it. Every other thread only posts events, and the loop blocks on
 //! nothing but their channel. So whatever happens to a process happens here, one thing after the other.
 
 use std::os::fd::AsFd;
-use std::process::{self, ExitCode};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{self, Child};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use tiny_http::ResponseBox;
 
 use crate::connection::after;
-use crate::descriptor::{self, Limit};
-use crate::error::Error;
-use crate::http::{self, Request};
+use crate::descriptor::Limit;
+use crate::http::Handler;
 use crate::listener::Listener;
-use crate::options::Options;
+use crate::options::{Limits, Options};
 use crate::pid_file::PidFile;
 use crate::predecessor::Predecessor;
 use crate::program::Program;
 use crate::server::Server;
-use crate::signals::{self, Signals};
+use crate::signals;
 use crate::successor::{Heard, Successor};
 use crate::words::Word;
 
@@ -31,8 +31,11 @@ enum State {
     Running,
     /// It accepts connections, and has started a successor that is not ready yet.
     HandingOver { successor: Successor, deadline: Instant },
-    /// The successor accepts connections; this process finishes those that it has.
-    Draining { successor: Successor, deadline: Instant, probation: Instant },
+    /// Both accept connections, until an operator decides.
+    Overlapping { successor: Successor },
+    /// Another process accepts connections; this one finishes those that it has. If the other is a successor
+    /// that it answers for, it takes its place should that die.
+    Draining { successor: Option<Successor>, deadline: Instant, probation: Instant },
     /// All is finished; this process stays for the case that the successor dies.
     OnProbation { successor: Successor, deadline: Instant },
     /// Nobody follows; this process finishes the connections that it has.
@@ -42,7 +45,7 @@ enum State {
 }
 
 /// What can happen to a process.
-enum Event {
+pub(crate) enum Event {
     /// A signal has come.
     Signal(Signal, signals::Request),
     /// The successor may have said something.
@@ -53,137 +56,81 @@ enum Event {
     Deadline,
 }
 
-/// How a process has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// How many requests were cut, because they were still in flight at the end of the drain or when a
-    /// second stop signal came.
-    pub cut: usize,
-}
-
-impl From<Outcome> for ExitCode {
-    /// Success if no request was lost.
-    fn from(outcome: Outcome) -> ExitCode {
-        if outcome.cut == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+impl State {
+    /// Until when something has to happen.
+    fn deadline(&self) -> Option<Instant> {
+        match self {
+            State::HandingOver { deadline, .. }
+            | State::Draining { deadline, .. }
+            | State::OnProbation { deadline, .. }
+            | State::Stopping { deadline } => Some(*deadline),
+            State::Running | State::Overlapping { .. } | State::Ended => None,
+        }
     }
 }
 
-/// Serves HTTP until the process has been stopped or has handed over, and its connections are finished.
-///
-/// `handler` is run for each request, on the thread of its connection, so on many at a time. If it panics,
-/// the client gets a 500.
-///
-/// The process handles SIGUSR2 and SIGHUP (hand over), SIGINT, SIGTERM and SIGQUIT (stop; a second one cuts
-/// what is in flight) until this returns; a SIGHUP that is ignored when it is called stays ignored. It is
-/// to be called from `main`, before the working directory changes, and `main` is to return when it does:
-/// requests that were cut may still be running on their threads.
-///
-/// # Errors
-///
-/// The process cannot start to serve: the address cannot be bound, descriptor 3 is not what it should be,
-/// the PID file cannot be written. Nothing is left behind then, and if there is a predecessor it goes on
-/// serving once this process has exited.
-pub fn serve<H>(options: Options, handler: H) -> Result<Outcome, Error>
-where
-    H: Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
-{
-    let system = |attempt| move |source| Error::System { attempt, source };
-    let program = Program::of_successor().map_err(system("find out which program this is"))?;
-
-    // What was handed over is taken before anything else is opened, so that nothing else has its numbers.
-    let (listener, predecessor) = if options.graceful {
-        let listener = Listener::take_over(&options.listen)?;
-        log::info!("listening on the existing file descriptor 3, {}", listener.address());
-        (listener, Predecessor::inherited())
-    } else {
-        let listener = Listener::bind(&options.listen)?;
-        log::info!("listening on a new file descriptor, {}", listener.address());
-        (listener, None)
-    };
-    let descriptors = Limit::raise();
-    let _reserved = descriptor::reserve().map_err(system("open /dev/null"))?;
-
-    let (events, inbox) = mpsc::channel();
-    let post = |events: &Sender<Event>| {
-        let events = events.clone();
-        // It fails only once the loop has ended, and then nobody wants to know.
-        move |event| drop(events.send(event))
-    };
-    let post_signal = post(&events);
-    let _signals = Signals::listen(move |signal, request| post_signal(Event::Signal(signal, request)))
-        .map_err(system("handle signals"))?;
-
-    let limits = options.limits;
-    let serve = move |connection: &_| http::serve(connection, &handler, &limits);
-    let post_drained = post(&events);
-    let server = Server::new(listener, limits.max_connections, serve, move || post_drained(Event::Drained))
-        .map_err(system("start the accept thread"))?;
-    let pid_file = match &options.pid_file {
-        Some(path) => {
-            Some(PidFile::write(path).map_err(|source| Error::PidFile { path: path.clone(), source })?)
-        }
-        None => None,
-    };
-
-    let mut process =
-        Process { options, program, descriptors, server, pid_file, predecessor, events, cut: 0 };
-    // A process that is not ready is killed without a second thought, so it must not have a connection:
-    // first it says that it is ready, then it accepts. Until then connections wait in the socket's queue.
-    process.tell_predecessor(Word::Ready);
-    process.server.accept();
-    log::info!("process {} is ready", process::id());
-    Ok(process.run(&inbox))
-}
-
 /// A process, but for its [`State`].
-struct Process {
-    options: Options,
-    program: Program,
-    descriptors: Option<Limit>,
-    server: Server,
-    pid_file: Option<PidFile>,
-    predecessor: Option<Predecessor>,
-    events: Sender<Event>,
-    cut: usize,
+pub(crate) struct Process {
+    pub(crate) options: Options,
+    pub(crate) program: Program,
+    pub(crate) descriptors: Option<Limit>,
+    pub(crate) handler: Arc<dyn Handler>,
+    pub(crate) limits: Arc<RwLock<Limits>>,
+    pub(crate) server: Server,
+    pub(crate) pid_file: Option<PidFile>,
+    /// The file beside the PID file that names this process while the successor's names that.
+    pub(crate) aside: Option<PidFile>,
+    pub(crate) predecessor: Option<Predecessor>,
+    /// Successors that this process does not answer for any more, and that have not ended yet.
+    pub(crate) retired: Vec<Child>,
+    pub(crate) events: Sender<Event>,
+    pub(crate) cut: usize,
 }
 
 impl Process {
-    fn run(mut self, inbox: &Receiver<Event>) -> Outcome {
+    /// Lives until the end, and returns how many requests were cut.
+    pub(crate) fn run(mut self, inbox: &Receiver<Event>) -> usize {
         let mut state = State::Running;
-        loop {
+        while !matches!(state, State::Ended) {
+            let event = self.next(inbox, state.deadline());
             state = match state {
-                State::Running => self.running(next(inbox, None)),
-                State::HandingOver { successor, deadline } => {
-                    self.handing_over(next(inbox, Some(deadline)), successor, deadline)
-                }
+                State::Running => self.running(event),
+                State::HandingOver { successor, deadline } => self.handing_over(event, successor, deadline),
+                State::Overlapping { successor } => self.overlapping(event, successor),
                 State::Draining { successor, deadline, probation } => {
-                    self.draining(next(inbox, Some(deadline)), successor, deadline, probation)
+                    self.draining(event, successor, deadline, probation)
                 }
-                State::OnProbation { successor, deadline } => {
-                    self.on_probation(next(inbox, Some(deadline)), successor, deadline)
-                }
-                State::Stopping { deadline } => self.stopping(next(inbox, Some(deadline)), deadline),
-                State::Ended => return Outcome { cut: self.cut },
+                State::OnProbation { successor, deadline } => self.on_probation(event, successor, deadline),
+                State::Stopping { deadline } => self.stopping(event, deadline),
+                State::Ended => State::Ended,
             };
         }
+        self.cut
     }
 
     fn running(&mut self, event: Event) -> State {
         match event {
-            Event::Signal(signal, signals::Request::Restart) => self.start_successor(signal),
-            Event::Signal(signal, signals::Request::Stop) => self.stop(signal),
-            _ => State::Running,
+            Event::Signal(signal, signals::Request::Restart) => return self.start_successor(signal),
+            Event::Signal(signal, signals::Request::Stop) => return self.stop(signal),
+            Event::Signal(signal, signals::Request::Reload) => self.reload(signal),
+            Event::Signal(_, signals::Request::Child)
+            | Event::Successor
+            | Event::Drained
+            | Event::Deadline => {}
         }
+        State::Running
     }
 
     fn start_successor(&mut self, signal: Signal) -> State {
-        log::info!("{signal}: handing over, starting {}", self.program.path.display());
-        let Some(listener) = self.server.listener() else {
+        if self.is_overlapped() {
+            log::warn!("{signal}: refused, the predecessor of this process runs beside it");
             return State::Running;
-        };
+        }
+        log::info!("{signal}: handing over, starting {}", self.program.path.display());
+        let sockets: Vec<_> = self.server.listeners().iter().map(Listener::as_fd).collect();
         let events = self.events.clone();
         let report = move || drop(events.send(Event::Successor));
-        match Successor::start(&self.program, listener.as_fd(), self.descriptors, report) {
+        match Successor::start(&self.program, &sockets, self.descriptors, report) {
             Ok(successor) => {
                 log::info!("started successor {}", successor.pid());
                 State::HandingOver { successor, deadline: after(self.options.ready_timeout) }
@@ -201,30 +148,34 @@ impl Process {
                 log::warn!("{signal}: refused, successor {} is being started", successor.pid());
                 State::HandingOver { successor, deadline }
             }
+            Event::Signal(signal, signals::Request::Reload) => {
+                self.reload(signal);
+                State::HandingOver { successor, deadline }
+            }
             Event::Signal(signal, signals::Request::Stop) => {
                 let reason = format!("was not ready when {signal} came");
                 match self.give_up(successor, reason) {
                     None => self.stop(signal),
-                    Some(ready) => self.hand_over(event, ready),
+                    Some(ready) => self.succeeded(event, ready),
                 }
             }
             Event::Deadline => {
                 let timeout = humantime::format_duration(self.options.ready_timeout);
                 match self.give_up(successor, format!("was not ready within {timeout}")) {
                     None => State::Running,
-                    Some(ready) => self.hand_over(event, ready),
+                    Some(ready) => self.succeeded(event, ready),
                 }
             }
             Event::Signal(_, signals::Request::Child) | Event::Successor | Event::Drained => {
                 let reason = match successor.hear() {
-                    Some(Heard::Word(Word::Ready)) => return self.hand_over(event, successor),
+                    Some(Heard::Word(Word::Ready)) => return self.succeeded(event, successor),
                     Some(Heard::Word(word)) => {
                         format!("said {:?} before {:?}", word.line(), Word::Ready.line())
                     }
                     Some(Heard::Nonsense(line)) => {
                         format!("said {line:?} instead of {:?}", Word::Ready.line())
                     }
-                    Some(Heard::End) => "closed descriptor 4 before it was ready".to_owned(),
+                    Some(Heard::End) => "closed its pipe before it was ready".to_owned(),
                     None if successor.has_ended() => "ended before it was ready".to_owned(),
                     None => {
                         return State::HandingOver { successor, deadline };
@@ -232,7 +183,7 @@ impl Process {
                 };
                 match self.give_up(successor, reason) {
                     None => State::Running,
-                    Some(ready) => self.hand_over(event, ready),
+                    Some(ready) => self.succeeded(event, ready),
                 }
             }
         }
@@ -250,26 +201,86 @@ impl Process {
         None
     }
 
-    /// The successor is ready: from here on it is the one that accepts connections. `event` is what has
-    /// brought the news, and may mean something to a draining process as well.
+    /// The successor is ready. `event` is what has brought the news, and may mean something to the next
+    /// state as well.
+    fn succeeded(&mut self, event: Event, successor: Successor) -> State {
+        if !self.options.overlap {
+            return self.hand_over(event, successor);
+        }
+        if let Some(pid_file) = &self.pid_file {
+            match pid_file.aside() {
+                Ok(aside) => self.aside = Some(aside),
+                Err(error) => log::error!("cannot write {}.old: {error}", pid_file.path().display()),
+            }
+        }
+        log::info!("both this process and successor {} accept connections", successor.pid());
+        self.overlapping(event, successor)
+    }
+
+    fn overlapping(&mut self, event: Event, mut successor: Successor) -> State {
+        match event {
+            Event::Signal(signal, signals::Request::Restart) => {
+                log::warn!("{signal}: refused, successor {} runs beside this process", successor.pid());
+            }
+            Event::Signal(signal, signals::Request::Stop) => {
+                log::info!("{signal}: successor {} goes on alone", successor.pid());
+                self.tell_predecessor(Word::HandedOver);
+                self.retired.push(successor.retire());
+                return self.drain_for_another();
+            }
+            Event::Signal(signal, signals::Request::Reload) => self.reload(signal),
+            Event::Signal(_, signals::Request::Child) | Event::Successor => {
+                let died = has_died(&mut successor);
+                if died || successor.said() == Some(Word::Stopping) {
+                    return self.go_back(successor);
+                }
+            }
+            Event::Drained | Event::Deadline => {}
+        }
+        State::Overlapping { successor }
+    }
+
+    /// The successor has been told to stop, or has died: this process goes on as if it had never been.
+    fn go_back(&mut self, successor: Successor) -> State {
+        let pid = successor.pid();
+        self.retired.push(successor.retire());
+        self.restore_pid_file();
+        log::info!("successor {pid} is leaving; this process goes on alone");
+        State::Running
+    }
+
+    /// From here on the successor is the one that accepts connections.
     fn hand_over(&mut self, event: Event, successor: Successor) -> State {
-        self.server.drain();
         self.tell_predecessor(Word::HandedOver);
+        let (deadline, probation) = self.drain();
         log::info!("handed over to successor {}; draining, {}", successor.pid(), self.open());
-        let deadline = after(self.options.drain_timeout);
-        self.draining(event, successor, deadline, after(self.options.probation))
+        self.draining(event, Some(successor), deadline, probation)
+    }
+
+    /// Stops accepting connections; until when those that are open may last, and the probation.
+    fn drain(&mut self) -> (Instant, Instant) {
+        self.server.drain();
+        (after(self.options.drain_timeout), after(self.options.probation))
+    }
+
+    /// Another process accepts connections, which this one does not answer for.
+    fn drain_for_another(&mut self) -> State {
+        let (deadline, probation) = self.drain();
+        self.server.leave_sockets();
+        log::info!("draining, {}", self.open());
+        State::Draining { successor: None, deadline, probation }
     }
 
     fn draining(
         &mut self,
         event: Event,
-        mut successor: Successor,
+        mut successor: Option<Successor>,
         deadline: Instant,
         probation: Instant,
     ) -> State {
         match event {
-            Event::Signal(signal, signals::Request::Restart) => {
-                self.refuse_after_handover(signal, &successor)
+            Event::Signal(signal, signals::Request::Restart | signals::Request::Reload) => {
+                log::warn!("{signal}: refused, this process is draining");
             }
             Event::Signal(signal, signals::Request::Stop) => {
                 log::info!("{signal}: closing idle connections, {}", self.open());
@@ -277,8 +288,13 @@ impl Process {
                 return State::Stopping { deadline };
             }
             Event::Signal(_, signals::Request::Child) | Event::Successor => {
-                if self.has_died(&mut successor) {
-                    return self.take_back(successor);
+                if let Some(died) = successor.take_if(has_died) {
+                    return self.take_back(died);
+                }
+                // It has handed over, or was told to stop: its place will not have to be taken.
+                if let Some(left) = successor.take_if(|successor| successor.said() != Some(Word::Ready)) {
+                    self.retired.push(left.retire());
+                    self.server.leave_sockets();
                 }
             }
             Event::Drained if self.server.open() > 0 => {}
@@ -292,28 +308,31 @@ impl Process {
     }
 
     /// Nothing is left to finish, but the successor may be too young to be left alone.
-    fn stay(&mut self, successor: Successor, probation: Instant) -> State {
-        if Instant::now() >= probation {
-            return self.end();
+    fn stay(&mut self, successor: Option<Successor>, probation: Instant) -> State {
+        match successor {
+            Some(successor) if Instant::now() < probation => {
+                let pid = successor.pid();
+                log::info!("every connection is finished; staying in case successor {pid} dies");
+                State::OnProbation { successor, deadline: probation }
+            }
+            _ => self.end(),
         }
-        log::info!("every connection is finished; staying in case successor {} dies", successor.pid());
-        State::OnProbation { successor, deadline: probation }
     }
 
     fn on_probation(&mut self, event: Event, mut successor: Successor, deadline: Instant) -> State {
         match event {
-            Event::Signal(signal, signals::Request::Restart) => {
-                self.refuse_after_handover(signal, &successor)
+            Event::Signal(signal, signals::Request::Restart | signals::Request::Reload) => {
+                log::warn!("{signal}: refused, this process has handed over to {}", successor.pid());
             }
             Event::Signal(signal, signals::Request::Stop) => {
                 log::info!("{signal}: stopping");
                 return self.end();
             }
             Event::Signal(_, signals::Request::Child) | Event::Successor => {
-                if self.has_died(&mut successor) {
+                if has_died(&mut successor) {
                     return self.take_back(successor);
                 }
-                // It has handed over, or was told to stop, and needs no predecessor any more.
+                // It has handed over, or was told to stop: its place will not have to be taken.
                 if successor.said() != Some(Word::Ready) {
                     return self.end();
                 }
@@ -322,18 +341,6 @@ impl Process {
             Event::Deadline => return self.end(),
         }
         State::OnProbation { successor, deadline }
-    }
-
-    /// Whether the successor has ended, having neither handed over nor been told to stop.
-    fn has_died(&self, successor: &mut Successor) -> bool {
-        while let Some(Heard::Word(word)) = successor.hear() {
-            log::info!("successor {} says: {}", successor.pid(), word.line());
-        }
-        successor.has_ended() && successor.said() == Some(Word::Ready)
-    }
-
-    fn refuse_after_handover(&self, signal: Signal, successor: &Successor) {
-        log::warn!("{signal}: refused, this process has handed over to {}", successor.pid());
     }
 
     /// The successor has died, and nobody accepts connections; but the listening socket is still here.
@@ -347,16 +354,26 @@ impl Process {
     }
 
     fn stop(&mut self, signal: Signal) -> State {
+        let overlapped = self.is_overlapped();
         self.tell_predecessor(Word::Stopping);
+        if overlapped {
+            log::info!("{signal}: the predecessor of this process goes on alone");
+            return self.drain_for_another();
+        }
         self.server.close();
         log::info!("{signal}: stopping, {}", self.open());
         self.server.close_idle();
         State::Stopping { deadline: after(self.options.drain_timeout) }
     }
 
+    /// Whether the predecessor of this process still accepts connections beside it.
+    fn is_overlapped(&self) -> bool {
+        self.options.overlap && self.predecessor.as_ref().is_some_and(Predecessor::is_there)
+    }
+
     fn stopping(&mut self, event: Event, deadline: Instant) -> State {
         match event {
-            Event::Signal(signal, signals::Request::Restart) => {
+            Event::Signal(signal, signals::Request::Restart | signals::Request::Reload) => {
                 log::warn!("{signal}: refused, this process is stopping");
             }
             Event::Signal(signal, signals::Request::Stop) => {
@@ -385,11 +402,44 @@ impl Process {
         State::Ended
     }
 
+    /// Takes over what has changed in the configuration, as far as that is possible in place.
+    fn reload(&mut self, signal: Signal) {
+        let mut options = self.options.clone();
+        let reloaded = catch_unwind(AssertUnwindSafe(|| self.handler.reload(&mut options)));
+        match reloaded.unwrap_or_else(|_| Err("the handler panicked".to_owned())) {
+            Err(error) => return log::error!("{signal}: nothing is changed: {error}"),
+            Ok(()) => log::info!("{signal}: configuration reloaded"),
+        }
+        for name in options.keep_what_needs_a_handover(&self.options) {
+            log::warn!("a change of {name} needs a handover");
+        }
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = options.limits;
+        self.options = options;
+    }
+
+    /// Waits for the next event, at most until the deadline.
+    fn next(&mut self, inbox: &Receiver<Event>, deadline: Option<Instant>) -> Event {
+        let received = match deadline {
+            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(deadline) => inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+        };
+        match received {
+            Ok(event) => {
+                if matches!(event, Event::Signal(_, signals::Request::Child)) {
+                    self.retired.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+                }
+                event
+            }
+            Err(RecvTimeoutError::Timeout) => Event::Deadline,
+            Err(RecvTimeoutError::Disconnected) => unreachable!("the process itself holds a sender"),
+        }
+    }
+
     fn open(&self) -> String {
         format!("open connections: {}, requests in flight: {}", self.server.open(), self.server.in_flight())
     }
 
-    fn tell_predecessor(&mut self, word: Word) {
+    pub(crate) fn tell_predecessor(&mut self, word: Word) {
         if let Some(predecessor) = &mut self.predecessor
             && !predecessor.tell(word)
         {
@@ -397,7 +447,8 @@ impl Process {
         }
     }
 
-    fn restore_pid_file(&self) {
+    fn restore_pid_file(&mut self) {
+        self.aside = None;
         if let Some(pid_file) = &self.pid_file
             && let Err(error) = pid_file.restore()
         {
@@ -406,15 +457,10 @@ impl Process {
     }
 }
 
-/// Waits for the next event, at most until the deadline.
-fn next(inbox: &Receiver<Event>, deadline: Option<Instant>) -> Event {
-    let received = match deadline {
-        None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        Some(deadline) => inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
-    };
-    match received {
-        Ok(event) => event,
-        Err(RecvTimeoutError::Timeout) => Event::Deadline,
-        Err(RecvTimeoutError::Disconnected) => unreachable!("the process itself holds a sender"),
+/// Whether the successor has ended, having neither handed over nor been told to stop.
+fn has_died(successor: &mut Successor) -> bool {
+    while let Some(Heard::Word(word)) = successor.hear() {
+        log::info!("successor {} says: {}", successor.pid(), word.line());
     }
+    successor.has_ended() && successor.said() == Some(Word::Ready)
 }

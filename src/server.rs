@@ -6,9 +6,9 @@
 
 use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::connection::{self, Common, Connection};
 use crate::listener::{self, Listener};
+use crate::options::Limits;
 use crate::register::Register;
 use crate::workers::Workers;
 
@@ -47,11 +48,11 @@ struct Accepting {
 }
 
 impl Server {
-    /// A server that does not accept yet. It runs `serve` on each of at most `most` connections at a time,
-    /// and calls `on_empty` when, after [`drain`](Self::drain), no connection is open.
+    /// A server that does not accept yet. It runs `serve` on each connection, of which at most so many are
+    /// open at a time as `limits` says at that time, and calls `on_empty` when, after [`drain`](Self::drain), no connection is open.
     pub(crate) fn new(
-        listener: Listener,
-        most: usize,
+        listeners: Vec<Listener>,
+        limits: Arc<RwLock<Limits>>,
         serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
         on_empty: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Server> {
@@ -60,8 +61,8 @@ impl Server {
         let common = Arc::new(Common::new(idle_closed, offer_room));
         let register = Arc::new(Register::new(common, on_empty));
         let acceptor = Arc::new(Acceptor {
-            listener,
-            most,
+            listeners,
+            limits,
             register: Arc::clone(&register),
             workers: Workers::default(),
             serve: Arc::new(serve),
@@ -84,9 +85,9 @@ impl Server {
         Ok(Server { register, accepting: Some(accepting), close_idle: Some(close_idle) })
     }
 
-    /// The listening socket, unless it is closed.
-    pub(crate) fn listener(&self) -> Option<&Listener> {
-        self.accepting.as_ref().map(|accepting| &accepting.acceptor.listener)
+    /// The listening sockets, until they are closed.
+    pub(crate) fn listeners(&self) -> &[Listener] {
+        self.accepting.as_ref().map_or(&[], |accepting| &accepting.acceptor.listeners)
     }
 
     /// Begins to accept, or does so again after a [`drain`](Self::drain).
@@ -112,15 +113,24 @@ impl Server {
         self.register.drain();
     }
 
-    /// Accepts what is already in the queue, closes the listening socket, and drains.
+    /// Accepts what is already in the queues, closes the listening sockets, and drains.
     pub(crate) fn close(&mut self) {
         self.pause();
-        if let Some(Accepting { acceptor, thread, go, .. }) = self.accepting.take() {
-            acceptor.accept_queued();
+        if let Some(Accepting { acceptor, .. }) = &self.accepting {
+            acceptor.listeners.iter().for_each(|listener| acceptor.accept_queued(listener));
+            acceptor.listeners.iter().for_each(Listener::remove_file);
+        }
+        self.leave_sockets();
+        self.drain();
+    }
+
+    /// Closes the listening sockets here, and leaves what is in their queues to another process.
+    pub(crate) fn leave_sockets(&mut self) {
+        self.pause();
+        if let Some(Accepting { thread, go, .. }) = self.accepting.take() {
             drop(go);
             let _ = thread.join();
         }
-        self.drain();
     }
 
     /// Closes each connection that waits for a request, and from now on closes one that would wait. One
@@ -147,8 +157,8 @@ impl Server {
 
 /// The side of the server that takes connections.
 struct Acceptor {
-    listener: Listener,
-    most: usize,
+    listeners: Vec<Listener>,
+    limits: Arc<RwLock<Limits>>,
     register: Arc<Register>,
     workers: Workers,
     serve: Arc<Serve>,
@@ -177,46 +187,54 @@ impl Acceptor {
     /// connections that are open are served, and a later attempt may succeed.
     fn accept_until(&self, stop: &PipeReader, mut room: &PipeReader) {
         let mut trouble = Trouble::default();
+        let sockets: Vec<BorrowedFd<'_>> = self.listeners.iter().map(Listener::as_fd).collect();
         loop {
-            if wait(stop, &self.listener, PollTimeout::NONE) == Woken::Stop {
+            let readable = wait(stop, &sockets, PollTimeout::NONE);
+            if readable.stop {
                 return;
             }
-            let Err(obstacle) = self.accept_one() else {
-                trouble.pass();
-                continue;
-            };
-            self.register.common().want_room();
-            trouble.meet(&obstacle);
-            self.register.evict_one();
-            // Meanwhile the listening socket stays readable, and it would be no use to wait for that.
-            match wait(stop, room, connection::timeout(BACK_OFF)) {
-                Woken::Stop => return,
-                Woken::Other => drop(room.read(&mut [0])),
-                Woken::Timeout => {}
+            for listener in readable.others.into_iter().map(|index| &self.listeners[index]) {
+                let Err(obstacle) = self.accept_one(listener) else {
+                    trouble.pass();
+                    continue;
+                };
+                self.register.common().want_room();
+                trouble.meet(&obstacle);
+                self.register.evict_one();
+                // Meanwhile the socket stays readable, and it would be no use to wait for that.
+                let readable = wait(stop, &[room.as_fd()], connection::timeout(BACK_OFF));
+                if readable.stop {
+                    return;
+                }
+                if !readable.others.is_empty() {
+                    let _ = room.read(&mut [0]);
+                }
             }
         }
     }
 
     /// Accepts what is in the queue, but not for ever, if others keep filling it.
-    fn accept_queued(&self) {
+    fn accept_queued(&self, listener: &Listener) {
         for _ in 0..listener::BACKLOG {
-            if !self.accept_one().is_ok_and(|accepted| accepted) {
+            if !self.accept_one(listener).is_ok_and(|accepted| accepted) {
                 return;
             }
         }
     }
 
     /// Accepts one connection; whether there was one.
-    fn accept_one(&self) -> Result<bool, Obstacle> {
-        if self.register.len() >= self.most {
-            return Err(Obstacle::Limit(self.most));
+    fn accept_one(&self, listener: &Listener) -> Result<bool, Obstacle> {
+        let most = self.limits.read().unwrap_or_else(PoisonError::into_inner).max_connections;
+        if self.register.len() >= most {
+            return Err(Obstacle::Limit(most));
         }
         let worker = self.workers.reserve().map_err(Obstacle::Shortage)?;
-        match self.listener.accept() {
+        match listener.accept() {
             Ok((socket, peer)) => {
                 log::debug!("{peer}: connected");
                 let common = Arc::clone(self.register.common());
-                let connection = Arc::new(Connection::new(socket, peer, common));
+                let connection = Connection::new(socket, peer, listener.address().clone(), common);
+                let connection = Arc::new(connection);
                 let registered = self.register.enter(Arc::clone(&connection));
                 let serve = Arc::clone(&self.serve);
                 worker.run(move || {
@@ -235,30 +253,32 @@ impl Acceptor {
     }
 }
 
-/// What ended a wait.
-#[derive(Debug, PartialEq, Eq)]
-enum Woken {
-    Stop,
-    Other,
-    Timeout,
+/// What a wait ended with; nothing, if time has passed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Readable {
+    stop: bool,
+    /// Which of the others.
+    others: Vec<usize>,
 }
 
-/// Waits until one of both is readable; `stop` goes first.
-fn wait(stop: &PipeReader, other: &impl AsFd, timeout: PollTimeout) -> Woken {
-    let mut events =
-        [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(other.as_fd(), PollFlags::POLLIN)];
+/// Waits until one of them is readable.
+fn wait(stop: &PipeReader, others: &[BorrowedFd<'_>], timeout: PollTimeout) -> Readable {
+    let all = others.iter().copied().chain([stop.as_fd()]);
+    let mut events: Vec<PollFd<'_>> = all.map(|each| PollFd::new(each, PollFlags::POLLIN)).collect();
     loop {
-        return match poll(&mut events, timeout) {
-            Err(Errno::EINTR) => continue,
-            // Without the memory even to wait, time is what is left.
+        match poll(&mut events, timeout) {
+            Err(Errno::EINTR) => {}
             Err(_) => {
+                // Without the memory even to wait, time is what is left.
                 thread::sleep(BACK_OFF);
-                Woken::Timeout
+                return Readable::default();
             }
-            Ok(0) => Woken::Timeout,
-            Ok(_) if events[0].any() == Some(true) => Woken::Stop,
-            Ok(_) => Woken::Other,
-        };
+            Ok(_) => {
+                let readable = |&index: &usize| events[index].any() == Some(true);
+                let others = (0..others.len()).filter(readable).collect();
+                return Readable { stop: readable(&(events.len() - 1)), others };
+            }
+        }
     }
 }
 

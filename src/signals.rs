@@ -13,17 +13,20 @@ pub(crate) enum Request {
     Restart,
     /// Answer what is in flight and end.
     Stop,
+    /// Read the configuration again.
+    Reload,
     /// A child has changed its state; which one, the event does not tell.
     Child,
 }
 
 /// The signals that are handled, and what each asks for.
-const HANDLED: [(Signal, Request); 6] = [
+const HANDLED: [(Signal, Request); 7] = [
     (Signal::SIGUSR2, Request::Restart),
     (Signal::SIGHUP, Request::Restart),
     (Signal::SIGINT, Request::Stop),
     (Signal::SIGTERM, Request::Stop),
     (Signal::SIGQUIT, Request::Stop),
+    (Signal::SIGUSR1, Request::Reload),
     (Signal::SIGCHLD, Request::Child),
 ];
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,11 +26,16 @@ use crate::words::Word;
 pub(crate) struct Successor {
     child: Child,
     ear: Arc<Ear>,
-    /// The thread that listens; it ends when `hang_up` is closed, or when the pipe is.
-    listening: Option<JoinHandle<()>>,
-    hang_up: Option<PipeWriter>,
+    /// Keeps the thread that listens.
+    _listening: Listening,
     /// How the successor has described itself last.
     said: Option<Word>,
+}
+
+/// The thread that listens; it ends when this is dropped, or when the pipe ends.
+struct Listening {
+    thread: Option<JoinHandle<()>>,
+    hang_up: Option<PipeWriter>,
 }
 
 /// What comes out of the pipe to the successor.
@@ -45,17 +50,17 @@ pub(crate) enum Heard {
 }
 
 impl Successor {
-    /// Starts `program` with the listening socket at descriptor 3, the pipe at descriptor 4, and the limit
+    /// Starts `program` with the listening sockets from descriptor 3 on, the pipe behind them, and the limit
     /// of descriptors that this process was started with; and calls `report` whenever [`hear`](Self::hear) may have something new.
     pub(crate) fn start(
         program: &Program,
-        socket: BorrowedFd<'_>,
+        sockets: &[BorrowedFd<'_>],
         limit: Option<Limit>,
         report: impl Fn() + Send + 'static,
     ) -> io::Result<Successor> {
         let (pipe, their_end) = io::pipe()?;
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let child = spawn(program, socket, their_end, limit)?;
+        let child = spawn(program, sockets, their_end, limit)?;
 
         let (hung_up, hang_up) = match io::pipe() {
             Ok(pipes) => pipes,
@@ -68,7 +73,8 @@ impl Successor {
         });
         match listening {
             Ok(thread) => {
-                Ok(Successor { child, ear, listening: Some(thread), hang_up: Some(hang_up), said: None })
+                let listening = Listening { thread: Some(thread), hang_up: Some(hang_up) };
+                Ok(Successor { child, ear, _listening: listening, said: None })
             }
             Err(error) => Err(abandon(child, error)),
         }
@@ -96,6 +102,12 @@ impl Successor {
     /// Whether the process has ended.
     pub(crate) fn has_ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
+    /// Closes the pipe, from which it knows that this process does not answer for it any more. What is left
+    /// is a child that has to be waited for.
+    pub(crate) fn retire(self) -> Child {
+        self.child
     }
 
     /// Waits for the end of the process, and tells how it ended.
@@ -158,10 +170,10 @@ impl fmt::Display for End {
     }
 }
 
-impl Drop for Successor {
+impl Drop for Listening {
     fn drop(&mut self) {
         self.hang_up = None;
-        if let Some(thread) = self.listening.take() {
+        if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
@@ -183,20 +195,22 @@ fn abandon(mut child: Child, error: io::Error) -> io::Error {
 /// write end of the pipe, without which its end of file would never come.
 fn spawn(
     program: &Program,
-    socket: BorrowedFd<'_>,
+    sockets: &[BorrowedFd<'_>],
     pipe: PipeWriter,
     limit: Option<Limit>,
 ) -> io::Result<Child> {
-    let socket = descriptor::duplicate(socket)?;
-    let pipe = descriptor::duplicate(pipe.as_fd())?;
+    let count = sockets.len();
+    let handed_over = sockets.iter().copied().chain([pipe.as_fd()]);
+    let handed_over: Vec<OwnedFd> =
+        handed_over.map(|each| descriptor::duplicate(count, each)).collect::<io::Result<_>>()?;
     let mut command = Command::new(&program.path);
     command.arg0(&program.name).args(&program.arguments);
     let prepare = move || {
-        place(socket.as_raw_fd(), pipe.as_raw_fd())?;
+        place(&handed_over)?;
         limit.map_or(Ok(()), Limit::restore)
     };
     // SAFETY: `prepare` runs in the child between fork(2) and execve(2), where only what is
-    // async-signal-safe may be called: it makes four system calls, and neither allocates nor locks.
+    // async-signal-safe may be called: it makes some system calls, and neither allocates nor locks.
     #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(prepare);
@@ -205,28 +219,26 @@ fn spawn(
     retry_while_busy(|| command.spawn())
 }
 
-/// Puts the two descriptors where the successor expects them, open across execve(2), and closes the rest.
+/// Puts the descriptors where the successor expects them, open across execve(2), and closes the rest.
 ///
-/// The sources lie above the targets, so neither dup2(2) overwrites the other's source, and neither is the
-/// no-op on equal numbers that would leave close-on-exec set.
+/// The sources lie above the targets, so none overwrites another's source, and none is the no-op on equal
+/// numbers that would leave close-on-exec set.
 #[allow(unsafe_code)]
-fn place(socket: RawFd, pipe: RawFd) -> io::Result<()> {
-    // SAFETY: both calls only change this process's descriptor table, which is a copy that belongs to the
-    // child; 3 and 4 in it belong to nothing that the child uses before execve(2). close_range(2) closes
-    // nothing yet: it marks, at the moment of execve(2), what the embedding program forgot to mark.
-    unsafe {
-        for (source, target) in [(socket, descriptor::SOCKET), (pipe, descriptor::PIPE)] {
-            if libc::dup2(source, target) == -1 {
-                return Err(io::Error::last_os_error());
-            }
+fn place(sources: &[OwnedFd]) -> io::Result<()> {
+    let mut target = descriptor::FIRST;
+    for source in sources {
+        // SAFETY: this changes the descriptor table of the child, which is a copy and its own; what the
+        // target may have been is of no use to it, because it has kept these numbers from its own pipe.
+        if unsafe { libc::dup2(source.as_raw_fd(), target) } == -1 {
+            return Err(io::Error::last_os_error());
         }
-        // Kernels before 5.11 do not know it. There, what is not marked is inherited, as by any program.
-        libc::syscall(
-            libc::SYS_close_range,
-            descriptor::FIRST_FREE as libc::c_uint,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        );
+        target += 1;
+    }
+    // SAFETY: this closes nothing yet. It marks, to be closed by execve(2), what the embedding program has
+    // not marked. Kernels before 5.11 do not know it: there, that is inherited, as by any program.
+    unsafe {
+        let (first, last) = (target as libc::c_uint, libc::c_uint::MAX);
+        libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC);
     }
     Ok(())
 }

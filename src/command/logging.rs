@@ -4,6 +4,7 @@
 //! Whoever reads standard error may have gone, or may have stopped reading. A thread of its own does the
 //! writing, so that nobody else ever waits for that; what it cannot keep up with is lost, and counted.
 
+use std::env;
 use std::io::{self, Write};
 use std::panic;
 use std::process;
@@ -13,7 +14,10 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use env_logger::{Builder, Env, Target};
+use env_logger::{Builder, Target};
+use log::LevelFilter;
+
+use super::flags::Settings;
 
 /// How many lines may wait to be written.
 const WAITING_LINES: usize = 1024;
@@ -21,24 +25,44 @@ const WAITING_LINES: usize = 1024;
 /// How long the end of the process waits for the last lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Starts to log what `RUST_LOG` asks for, or what is worth knowing about a healthy process. The log is
-/// complete once the result has been dropped.
-pub(crate) fn init() -> io::Result<Flush> {
+/// The environment variable that decides what is logged, if it is set.
+const VARIABLE: &str = "RUST_LOG";
+
+/// The log target of the library's access log.
+const ACCESS_LOG: &str = "handover::access";
+
+/// Starts to log. The log is complete once the result has been dropped.
+pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
     let (queue, queued) = mpsc::sync_channel(WAITING_LINES);
     let lost = Arc::new(AtomicUsize::new(0));
     let lines = Lines { queue: queue.clone(), lost: Arc::clone(&lost) };
     thread::Builder::new().name("log".to_owned()).spawn(move || write(&queued, &lost))?;
 
     let pid = process::id();
-    Builder::from_env(Env::default().default_filter_or("info"))
+    let mut builder = Builder::new();
+    if env::var_os(VARIABLE).is_some() {
+        builder.parse_env(VARIABLE);
+    } else {
+        let access = if settings.access_log { LevelFilter::Info } else { LevelFilter::Off };
+        builder.filter_level(LevelFilter::Trace).filter_module(ACCESS_LOG, access);
+    }
+    builder
         .format(move |line, record| {
             let time = humantime::format_rfc3339_millis(SystemTime::now());
             writeln!(line, "{time} {pid} {:<5} {}", record.level(), record.args())
         })
         .target(Target::Pipe(Box::new(lines)))
         .init();
+    set_level(settings);
     panic::set_hook(Box::new(|panic| log::error!("{panic}")));
     Ok(Flush { queue })
+}
+
+/// Logs what the settings ask for, from now on, unless the environment decides.
+pub(crate) fn set_level(settings: &Settings) {
+    if env::var_os(VARIABLE).is_none() {
+        log::set_max_level(settings.log_level);
+    }
 }
 
 /// What the writing thread is asked for.

@@ -1,11 +1,17 @@
 //! The routes of the command: a reference to try the mechanism with.
 
+use std::env;
 use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::process;
+use std::sync::{PoisonError, RwLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use handover::{Header, Method, Request, Response, ResponseBox};
+use handover::{Handler, Header, Method, Options, Request, Response, ResponseBox};
+
+use super::flags::{CommandLine, Settings};
+use super::logging;
 
 /// The largest body that `/echo` returns, in bytes: it is held in memory.
 const LARGEST_ECHO: u64 = 8 << 20;
@@ -13,35 +19,85 @@ const LARGEST_ECHO: u64 = 8 << 20;
 /// How long `/test` takes.
 const TEST_DURATION: Duration = Duration::from_secs(5);
 
-/// Answers a request.
-pub(crate) fn answer(request: &mut Request, message: &str) -> ResponseBox {
-    let url = request.url().to_owned();
-    let (path, query) = url.split_once('?').unwrap_or((&url, ""));
-    let allowed: &[Method] = match path {
-        "/" | "/hello" | "/test" | "/sleep" | "/healthz" => &[Method::Get, Method::Head],
-        "/echo" => &[Method::Post, Method::Put],
-        _ => return text(404, "not found\n"),
-    };
-    if !allowed.contains(request.method()) {
-        return not_allowed(allowed);
-    }
-    match path {
-        "/hello" => text(200, format!("Hello from {}!", process::id())),
-        "/test" => {
-            thread::sleep(TEST_DURATION);
-            text(200, message)
+/// The routes, and the configuration that they come from.
+pub(crate) struct Routes {
+    command_line: CommandLine,
+    access_log: bool,
+    message: RwLock<String>,
+    executable: PathBuf,
+    since: SystemTime,
+}
+
+impl Routes {
+    pub(crate) fn new(command_line: CommandLine, settings: &Settings) -> Routes {
+        Routes {
+            command_line,
+            access_log: settings.access_log,
+            message: RwLock::new(settings.message.clone()),
+            // Without /proc it is known by what it calls itself only.
+            executable: env::current_exe().unwrap_or_default(),
+            since: SystemTime::now(),
         }
-        "/sleep" => match duration(query) {
-            Some(duration) => {
-                thread::sleep(duration);
-                text(200, message)
+    }
+
+    /// What is serving.
+    pub(crate) fn identity(&self) -> String {
+        format!(
+            "handover {}, process {}, {}, since {}",
+            env!("CARGO_PKG_VERSION"),
+            process::id(),
+            self.executable.display(),
+            humantime::format_rfc3339_seconds(self.since)
+        )
+    }
+
+    fn message(&self) -> ResponseBox {
+        let message = self.message.read().unwrap_or_else(PoisonError::into_inner);
+        text(200, message.as_str())
+    }
+}
+
+impl Handler for Routes {
+    fn handle(&self, request: &mut Request) -> ResponseBox {
+        let url = request.url().to_owned();
+        let (path, query) = url.split_once('?').unwrap_or((&url, ""));
+        let allowed: &[Method] = match path {
+            "/" | "/hello" | "/test" | "/sleep" | "/healthz" => &[Method::Get, Method::Head],
+            "/echo" => &[Method::Post, Method::Put],
+            _ => return text(404, "not found\n"),
+        };
+        if !allowed.contains(request.method()) {
+            return not_allowed(allowed);
+        }
+        match path {
+            "/hello" => text(200, format!("Hello from {}!", process::id())),
+            "/test" => {
+                thread::sleep(TEST_DURATION);
+                self.message()
             }
-            None => text(400, "expected ?duration= with a time such as 1s, 500ms or 1m\n"),
-        },
-        "/echo" => echo(request),
-        "/healthz" if request.is_draining() => text(503, "draining\n"),
-        "/healthz" => text(200, "ok\n"),
-        _ => text(200, message),
+            "/sleep" => match duration(query) {
+                Some(duration) => {
+                    thread::sleep(duration);
+                    self.message()
+                }
+                None => text(400, "expected ?duration= with a time such as 1s, 500ms or 1m\n"),
+            },
+            "/echo" => echo(request),
+            "/healthz" if request.is_draining() => text(503, format!("draining\n{}\n", self.identity())),
+            "/healthz" => text(200, format!("ok\n{}\n", self.identity())),
+            _ => self.message(),
+        }
+    }
+
+    fn reload(&self, options: &mut Options) -> Result<(), String> {
+        let settings = self.command_line.settings()?;
+        if settings.access_log != self.access_log {
+            log::warn!("a change of access-log needs a handover");
+        }
+        logging::set_level(&settings);
+        *self.message.write().unwrap_or_else(PoisonError::into_inner) = settings.message;
+        *options = settings.options;
+        Ok(())
     }
 }
 

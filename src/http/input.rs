@@ -34,6 +34,10 @@ impl Input {
         &self.limits
     }
 
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// What has been read and not used yet.
     pub(crate) fn unused(&self) -> &[u8] {
         &self.buffer[self.used..]

@@ -1,11 +1,12 @@
 //! HTTP/1.1 and 1.0 on one connection: read a request, run the handler, write the response, again.
 //!
 //! The bytes are taken in by [`input`], a request's head is understood by [`head`], its body decoded by
-//! [`body`]; [`request`] is what a handler sees of both, and [`response`] writes what it returns. The only
+//! [`body`]; [`request`] is what a [`handler`] sees of both, and [`response`] writes what it returns. The only
 //! thing this module is told about the process is whether it is draining: then a response says
 //! `Connection: close`, and the connection is closed after it.
 
 mod body;
+mod handler;
 mod head;
 mod input;
 mod request;
@@ -13,39 +14,40 @@ mod response;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
-use tiny_http::ResponseBox;
-
+pub use self::handler::Handler;
 pub use self::request::Request;
 
 use self::head::{Head, Refusal};
 use self::input::Input;
-use self::response::Answer;
+use self::response::{Answer, Written};
 use crate::connection::{Connection, after};
 use crate::options::Limits;
 
+/// The log target of the access log.
+const ACCESS_LOG: &str = "handover::access";
 /// The time for a client to close its side of a connection after its last response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much of a body that a handler has left unread is skipped to keep the connection.
 const SKIP_LIMIT: u64 = 256 * 1024;
 
-/// Serves the requests of one connection until it ends.
-pub(crate) fn serve<H>(connection: &Arc<Connection>, handler: &H, limits: &Limits)
-where
-    H: Fn(&mut Request) -> ResponseBox,
-{
-    let mut input = Input::new(Arc::clone(connection), *limits);
-    let mut patience = limits.head_timeout;
+/// Serves the requests of one connection until it ends, each within the limits at its time.
+pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits: &RwLock<Limits>) {
+    let current = || *limits.read().unwrap_or_else(PoisonError::into_inner);
+    let mut input = Input::new(Arc::clone(connection), current());
+    let mut patience = input.limits().head_timeout;
     loop {
         match input.wait_for_request(after(patience)) {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => return log::debug!("{}: {error}", connection.peer()),
         }
+        input.set_limits(current());
         let in_flight = connection.request();
         let exchange = exchange(input, handler);
         drop(in_flight);
@@ -54,21 +56,21 @@ where
             Ok(None) => return connection.linger(after(LINGER_TIMEOUT)),
             Err(error) => return log::debug!("{}: {error}", connection.peer()),
         }
-        patience = limits.idle_timeout;
+        patience = input.limits().idle_timeout;
     }
 }
 
 /// Reads one request and answers it. The rest of the input comes back if the connection can go on; `None`
 /// if this response was its last; an error if there is nobody to answer, or no way to go on.
-fn exchange<H>(mut input: Input, handler: &H) -> io::Result<Option<Input>>
-where
-    H: Fn(&mut Request) -> ResponseBox,
-{
+fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Option<Input>> {
+    let begin = Instant::now();
     let connection = Arc::clone(input.connection());
     let patience = input.limits().write_timeout;
     let refuse = |refusal: Refusal| {
         log::debug!("{}: {refusal}", connection.peer());
-        Answer::to_nothing(patience).write(&connection, refusal.response()).map(|_| None)
+        let written = Answer::to_nothing(patience).write(&connection, refusal.response())?;
+        log_access(&connection, "- -", written, begin);
+        Ok(None)
     };
 
     let deadline = after(input.limits().head_timeout);
@@ -83,14 +85,16 @@ where
     if let Some(refusal) = request.begin() {
         return refuse(refusal);
     }
-    let response = catch_unwind(AssertUnwindSafe(|| handler(&mut request)));
+    let response = catch_unwind(AssertUnwindSafe(|| handler.handle(&mut request)));
+    let (head, mut body) = request.into_parts();
+    let what = format_args!("{} {}", head.method, head.url);
 
     let Ok(response) = response else {
-        log::error!("the handler panicked on {} {}", request.method(), request.url());
-        answer.last().write(&connection, Refusal::internal_error().response())?;
+        log::error!("the handler panicked on {what}");
+        let written = answer.last().write(&connection, Refusal::internal_error().response())?;
+        log_access(&connection, what, written, begin);
         return Ok(None);
     };
-    let mut body = request.into_body();
     // What the handler made of half a body is not an answer to the request.
     if let Some(refusal) = body.refusal() {
         return refuse(refusal);
@@ -98,12 +102,19 @@ where
     let last =
         !keep_alive || !body.can_be_skipped(SKIP_LIMIT) || (connection.is_ending() && !body.has_successor());
     let answer = if last { answer.last() } else { answer };
-    let complete = answer.write(&connection, response)?;
-    if last || !complete {
+    let written = answer.write(&connection, response)?;
+    log_access(&connection, what, written, begin);
+    if last || !written.complete {
         return Ok(None);
     }
     match body.skip(SKIP_LIMIT) {
         Ok(true) => Ok(Some(body.into_input())),
         _ => Ok(None),
     }
+}
+
+/// One line for each response, if anybody wants it: peer, method, URL, status, bytes of the body, duration.
+fn log_access(connection: &Connection, what: impl fmt::Display, written: Written, begin: Instant) {
+    let Written { status, bytes, .. } = written;
+    log::info!(target: ACCESS_LOG, "{} {what} {status} {bytes} {:?}", connection.peer(), begin.elapsed());
 }

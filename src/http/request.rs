@@ -8,6 +8,8 @@ use tiny_http::{HTTPVersion, Header, Method};
 use super::body::Body;
 use super::head::{Framing, Head, Refusal};
 use super::input::Input;
+use crate::address::Address;
+use crate::connection::Peer;
 
 /// A request, given to the handler.
 ///
@@ -17,16 +19,21 @@ use super::input::Input;
 pub struct Request {
     head: Head,
     body: Body,
-    remote_addr: SocketAddr,
+    remote_addr: Option<SocketAddr>,
+    local_addr: Address,
     draining: bool,
 }
 
 impl Request {
     pub(super) fn new(head: Head, input: Input) -> Request {
-        let remote_addr = input.connection().peer();
+        let local_addr = input.connection().local().clone();
+        let remote_addr = match input.connection().peer() {
+            Peer::Network(address) => Some(address),
+            Peer::Local => None,
+        };
         let draining = input.connection().is_draining();
         let body = Body::new(input, head.framing, head.expects_continue);
-        Request { head, body, remote_addr, draining }
+        Request { head, body, remote_addr, local_addr, draining }
     }
 
     /// See [`Body::begin`]; how to answer if the body is faulty already.
@@ -35,8 +42,8 @@ impl Request {
         self.body.refusal()
     }
 
-    pub(super) fn into_body(self) -> Body {
-        self.body
+    pub(super) fn into_parts(self) -> (Head, Body) {
+        (self.head, self.body)
     }
 
     /// The method.
@@ -68,9 +75,15 @@ impl Request {
         }
     }
 
-    /// The address of the client, or of the last proxy before this server.
+    /// The address of the client, or of the last proxy before this server; `None` if it has come through a
+    /// Unix socket.
     pub fn remote_addr(&self) -> Option<&SocketAddr> {
-        Some(&self.remote_addr)
+        self.remote_addr.as_ref()
+    }
+
+    /// Which of the listening sockets it has come in on.
+    pub fn local_addr(&self) -> &Address {
+        &self.local_addr
     }
 
     /// The body, decoded. The first read asks a client that waits for it to go on (`100 Continue`).

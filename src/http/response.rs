@@ -29,6 +29,17 @@ pub(crate) struct Answer {
     patience: Duration,
 }
 
+/// A response that has been written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    pub(crate) status: u16,
+    /// The length of the body as it went over the connection.
+    pub(crate) bytes: u64,
+    /// Whether the connection can go on: not if the end of the response is that of the connection, nor if
+    /// the body has failed half way, which the client can only see by that.
+    pub(crate) complete: bool,
+}
+
 /// How the end of a response's body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
@@ -55,32 +66,40 @@ impl Answer {
         Answer { last: true, ..self }
     }
 
-    /// Writes the response. `false` if the connection cannot go on after it: its end is marked by the end
-    /// of the connection, or its body has failed half way, which the client can only see by that end.
+    /// Writes the response.
     ///
     /// # Errors
     ///
     /// The client cannot be written to.
-    pub(crate) fn write(self, connection: &Connection, response: ResponseBox) -> io::Result<bool> {
+    pub(crate) fn write(self, connection: &Connection, response: ResponseBox) -> io::Result<Written> {
         let framing = self.framing(&response);
         let answer = if framing == Framing::UntilClose { self.last() } else { self };
+        let status = response.status_code().0;
         let mut out =
-            Out { connection, patience: self.patience, collected: Vec::with_capacity(512), started: false };
+            Out { connection, patience: self.patience, collected: Vec::with_capacity(512), sent: 0 };
         if let Err(fault) = answer.write_head(&mut out.collected, &response, framing) {
             log::error!("the handler returned an impossible response: {fault}");
-            return self.last().write(connection, Refusal::internal_error().response()).map(|_| false);
+            return self.write_error(connection);
         }
+        let head = out.collected.len();
         match out.write_body(&mut response.into_reader(), framing) {
-            Ok(()) => out.flush().map(|()| framing != Framing::UntilClose),
-            Err(Failure::Client(error)) => Err(error),
+            Ok(()) => out.flush()?,
+            Err(Failure::Client(error)) => return Err(error),
             Err(Failure::Body(error)) => {
                 log::error!("the body of a response failed: {error}");
-                if out.started {
-                    return Ok(false);
+                if out.sent == 0 {
+                    return self.write_error(connection);
                 }
-                self.last().write(connection, Refusal::internal_error().response()).map(|_| false)
+                return Ok(Written { status, bytes: (out.sent - head) as u64, complete: false });
             }
         }
+        let complete = framing != Framing::UntilClose;
+        Ok(Written { status, bytes: (out.sent - head) as u64, complete })
+    }
+
+    fn write_error(self, connection: &Connection) -> io::Result<Written> {
+        let written = self.last().write(connection, Refusal::internal_error().response())?;
+        Ok(Written { complete: false, ..written })
     }
 
     fn framing(self, response: &ResponseBox) -> Framing {
@@ -155,8 +174,8 @@ struct Out<'a> {
     connection: &'a Connection,
     patience: Duration,
     collected: Vec<u8>,
-    /// Something has been written: the status cannot be changed any more.
-    started: bool,
+    /// How many bytes have been written: once there are any, the status cannot be changed any more.
+    sent: usize,
 }
 
 /// Who is to blame when a body cannot be written.
@@ -167,8 +186,8 @@ enum Failure {
 
 impl Out<'_> {
     fn flush(&mut self) -> io::Result<()> {
-        self.started = true;
         let written = self.connection.write_all(&self.collected, self.patience);
+        self.sent += self.collected.len();
         self.collected.clear();
         written
     }

@@ -121,6 +121,7 @@ fn a_health_check_hears_of_the_drain() {
     assert_eq!(client.get("/healthz").unwrap().status, 200);
     server.hand_over();
     let reply = client.get("/healthz").unwrap();
-    assert_eq!((reply.status, reply.text().as_str()), (503, "draining\n"));
-    assert_eq!(server.get("/healthz"), "ok\n");
+    assert_eq!(reply.status, 503);
+    assert!(reply.text().starts_with("draining\n"), "{reply:?}");
+    assert!(server.get("/healthz").starts_with("ok\n"));
 }

@@ -121,14 +121,14 @@ fn the_file_is_truncated() {
 fn it_exits_with_an_error() {
     let replaceable = Replaceable::start(&[]);
     replaceable.install_script("exit 1");
-    replaceable.fails("closed descriptor 4 before it was ready; it exited with status 1");
+    replaceable.fails("closed its pipe before it was ready; it exited with status 1");
 }
 
 #[test]
 fn it_exits_without_an_error() {
     let replaceable = Replaceable::start(&[]);
     replaceable.install_script("exit 0");
-    replaceable.fails("closed descriptor 4 before it was ready; it exited with status 0");
+    replaceable.fails("closed its pipe before it was ready; it exited with status 0");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn it_hangs() {
 fn it_closes_the_pipe_and_hangs() {
     let replaceable = Replaceable::start(&[]);
     replaceable.install_script("exec 4>&-; exec sleep 60");
-    replaceable.fails("closed descriptor 4 before it was ready; it was killed for that");
+    replaceable.fails("closed its pipe before it was ready; it was killed for that");
 }
 
 #[test]

@@ -8,14 +8,25 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::client::{self, Client};
+use crate::client::{self, Client, Target};
 use crate::load::{Kind, Load};
 use crate::server::{Server, exited, signal_process, wait_for_end};
 
 #[test]
 fn fifty_handovers_under_load_lose_nothing() {
     let server = Server::start_for_load(&[]);
-    let load = Load::start(server.address, &Kind::ALL, 8);
+    fifty_handovers_lose_nothing(&server, &[server.address.into()], 8);
+}
+
+#[test]
+fn fifty_handovers_of_three_sockets_under_load_lose_nothing() {
+    let server = Server::start_with_three_sockets();
+    fifty_handovers_lose_nothing(&server, &server.targets(), 2);
+    assert!(!server.directory.join("socket").exists());
+}
+
+fn fifty_handovers_lose_nothing(server: &Server, targets: &[Target], clients: u64) {
+    let load = Load::start_all(targets, &Kind::ALL, clients);
     let mut generations = vec![server.first()];
     for _ in 0..50 {
         // The pace is part of the load, and no event is waited for by it.
@@ -71,7 +82,15 @@ impl Appearance {
 
 #[test]
 fn the_two_hundredth_successor_is_like_the_first() {
-    let server = Server::start_for_load(&["--message", "Hi"]);
+    the_last_is_like_the_first(&Server::start_for_load(&["--message", "Hi"]));
+}
+
+#[test]
+fn the_two_hundredth_successor_with_three_sockets_is_like_the_first() {
+    the_last_is_like_the_first(&Server::start_with_three_sockets());
+}
+
+fn the_last_is_like_the_first(server: &Server) {
     let origin = Appearance::of(server.first());
     let mut appearances = Vec::new();
     for _ in 0..200 {
@@ -89,7 +108,7 @@ fn the_two_hundredth_successor_is_like_the_first() {
     assert_eq!(first.threads, origin.threads);
 
     assert_eq!(server.processes(), [server.serving()]);
-    assert_eq!(server.get("/"), "Hi");
+    assert_eq!(server.hello(), server.serving());
     assert_eq!(server.stop(), exited(server.serving(), 0));
 }
 
@@ -189,7 +208,7 @@ fn signals_never_kill_a_young_successor() {
         }
         drop(idle);
         // They have been kept, and have made it hand over in turn, once it was ready.
-        assert_eq!(server.expect_handover(), young);
+        server.expect(&format!("handed over to successor {young};"));
         let grandchild = server.expect_handover();
         server.expect(&format!("process {old} ends"));
         server.expect(&format!("process {young} ends"));

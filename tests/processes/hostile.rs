@@ -352,7 +352,7 @@ fn a_log_that_nobody_reads_keeps_nobody_waiting() {
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     log.read_line(&mut line).unwrap();
-    let address = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    let address: SocketAddr = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
 
     // Three lines for each request: many times what the pipe holds.
     let mut client = Client::connect(address).unwrap();
@@ -389,14 +389,14 @@ fn a_predecessor_on_probation_takes_the_socket_back() {
     let successor = server.hand_over();
     server.expect("staying in case successor");
     assert_eq!(server.hello(), successor);
-    assert_eq!(server.processes(), [old, successor]);
+    server.expect_processes(&[old, successor]);
 
     // A successor that hands over needs it no more.
     let newest = server.hand_over();
     assert_eq!(wait_for_end(old), exited(old, 0));
     assert_eq!(server.hello(), newest);
     // Nor does one that is stopped.
-    assert_eq!(server.processes(), [successor, newest]);
+    server.expect_processes(&[successor, newest]);
     signal_process(newest, Signal::SIGTERM);
     server.expect_processes(&[]);
 }

@@ -1,13 +1,12 @@
 //! Clients of every kind, all the time, each of whose requests has to be answered.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::client::{self, Client, Reply};
+use crate::client::{self, Client, Reply, Target};
 
 /// How a client behaves.
 #[derive(Clone, Copy, Debug)]
@@ -40,15 +39,25 @@ pub struct Load {
 
 impl Load {
     /// Starts so many clients of each kind.
-    pub fn start(address: SocketAddr, kinds: &[Kind], clients: u64) -> Load {
+    pub fn start(target: impl Into<Target>, kinds: &[Kind], clients: u64) -> Load {
+        Load::start_all(&[target.into()], kinds, clients)
+    }
+
+    /// Starts so many clients of each kind for each target.
+    pub fn start_all(targets: &[Target], kinds: &[Kind], clients: u64) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
-        let spawn = |kind: Kind, seed: u64| {
+        let spawn = |kind: Kind, seed: u64, target: &Target| {
             let stop = Arc::clone(&stop);
-            let session = Session { kind, address, client: None, random: seed };
+            let session = Session { kind, target: target.clone(), client: None, random: seed };
             (kind, thread::spawn(move || session.run(&stop)))
         };
-        let clients = kinds.iter().flat_map(|&kind| (1..=clients).map(move |seed| (kind, seed)));
-        Load { clients: clients.map(|(kind, seed)| spawn(kind, seed)).collect(), stop }
+        let mut started = Vec::new();
+        for target in targets {
+            for &kind in kinds {
+                started.extend((1..=clients).map(|seed| spawn(kind, seed, target)));
+            }
+        }
+        Load { clients: started, stop }
     }
 
     /// Stops the clients; every request of every one of them must have been answered. Returns how many
@@ -72,7 +81,7 @@ impl Load {
 /// What one client does.
 struct Session {
     kind: Kind,
-    address: SocketAddr,
+    target: Target,
     client: Option<Client>,
     random: u64,
 }
@@ -98,18 +107,18 @@ impl Session {
 
     fn request(&mut self) -> io::Result<Reply> {
         match self.kind {
-            Kind::Close => client::get(self.address, "/hello"),
+            Kind::Close => client::get(self.target.clone(), "/hello"),
             Kind::KeepAlive | Kind::Naive | Kind::Poll => {
                 let mut client = match self.client.take() {
                     Some(client) => client,
-                    None => Client::connect(self.address)?,
+                    None => Client::connect(self.target.clone())?,
                 };
                 let reply = client.get("/hello")?;
                 self.client = Some(client).filter(|_| !reply.is_last());
                 Ok(reply)
             }
             Kind::IdleHead => {
-                let mut client = Client::connect(self.address)?;
+                let mut client = Client::connect(self.target.clone())?;
                 thread::sleep(Duration::from_millis(30));
                 client.get("/hello")
             }
@@ -118,7 +127,7 @@ impl Session {
     }
 
     fn echo(&mut self) -> io::Result<Reply> {
-        let mut client = Client::connect(self.address)?;
+        let mut client = Client::connect(self.target.clone())?;
         for piece in ["POST /echo HTTP/1.1\r\nHo", "st: test\r\nTransfer-Enc", "oding: chunked\r\n\r\n"] {
             client.send(piece)?;
             thread::sleep(Duration::from_millis(20));

@@ -7,6 +7,7 @@ mod failed_successor;
 mod handover;
 mod hostile;
 mod load;
+mod operations;
 mod program;
 mod server;
 mod surroundings;

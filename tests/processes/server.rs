@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::client::{self, Client};
+use crate::client::{self, Client, Target};
 
 /// When a test gives up. Nothing that is waited for takes anywhere near as long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -96,6 +96,27 @@ impl Server {
         command.env("RUST_LOG", "debug").args(["--listen", "127.0.0.1:0", "--pid-file"]);
         command.arg(directory.join("pid"));
         Server::start_command(command, directory)
+    }
+
+    /// Starts the command with two TCP sockets and a Unix socket, and a PID file.
+    pub fn start_with_three_sockets() -> Server {
+        let directory = Directory::new();
+        let socket = format!("unix:{}", directory.join("socket").display());
+        let mut command = Command::new(BINARY);
+        command.args(["--listen", "127.0.0.1:0", "--listen", "127.0.0.2:0", "--listen", &socket]);
+        command.arg("--pid-file").arg(directory.join("pid"));
+        Server::start_command(command, directory)
+    }
+
+    /// Every address of the server.
+    pub fn targets(&self) -> Vec<Target> {
+        let log = self.log();
+        let new = log.lines().filter_map(|line| line.split_once("listening on a new file descriptor, "));
+        new.map(|(_, address)| match address.strip_prefix("unix:") {
+            Some(path) => Target::Unix(path.into()),
+            None => Target::Network(address.parse().unwrap()),
+        })
+        .collect()
     }
 
     /// Starts whatever ends up as the command, and waits until it is ready.
@@ -233,6 +254,8 @@ impl Server {
 
     /// Waits until these are the processes of this server.
     pub fn expect_processes(&self, expected: &[u32]) {
+        let mut expected = expected.to_vec();
+        expected.sort_unstable();
         wait_until(|| self.processes() == expected, || format!("{:?}, not {expected:?}", self.processes()));
     }
 

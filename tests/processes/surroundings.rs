@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::Signal;
@@ -35,11 +35,15 @@ fn wrong_flags_end_with_one_line_and_status_2() {
         (&["--listen"], "handover: missing argument for option '--listen'\n"),
         (
             &["--listen", "nonsense"],
-            "handover: invalid value \"nonsense\" for --listen: expected HOST:PORT, such as 127.0.0.1:3000\n",
+            "handover: --listen: invalid value \"nonsense\", expected HOST:PORT, unix:PATH or unix:@NAME\n",
         ),
         (
             &["--ready-timeout", "10"],
-            "handover: invalid value \"10\" for --ready-timeout: expected a time such as 20s, 500ms or 1m\n",
+            "handover: --ready-timeout: invalid value \"10\", expected a time such as 20s, 500ms or 1m\n",
+        ),
+        (
+            &["--config", "/nonexistent"],
+            "handover: cannot read /nonexistent: No such file or directory (os error 2)\n",
         ),
         (&["extra"], "handover: unexpected argument \"extra\"\n"),
     ] {
@@ -76,7 +80,7 @@ fn an_unusable_descriptor_3_ends_with_one_line_and_status_1() {
     let server = Server::start(&[]);
     let connected = format!("exec 3<>/dev/tcp/127.0.0.1/{};", server.address.port());
     for (script, reason) in [
-        ("exec 3<&-;", "no descriptor 3 was handed to this process"),
+        ("exec 3<&-;", "no such descriptor was handed to this process"),
         ("exec 3</dev/null;", "it is not a socket"),
         (&connected, "it is not listening"),
         ("exec 3<>/dev/udp/127.0.0.1/9;", "it is not a stream socket but Datagram"),
@@ -153,10 +157,11 @@ fn only_descriptors_0_to_4_reach_the_successor() {
 
 /// Starts the command behind a systemd-socket-activate of our own: the socket at descriptor 3, and nobody
 /// at descriptor 4.
-fn socket_activated(arguments: &[&str]) -> (Child, std::net::SocketAddr) {
+fn socket_activated(arguments: &[&str]) -> (Child, SocketAddr) {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let mut command = Command::new("sh");
+    command.env("RUST_LOG", "info");
     // Standard input is the one descriptor that Command passes on as it is.
     command.args(["-c", "exec 3<&0 4<&- 0</dev/null; exec \"$@\"", "sh", BINARY, "--graceful"]);
     command.args(["--listen", &address.to_string()]).args(arguments);
@@ -202,7 +207,7 @@ fn a_closed_log_does_not_end_the_process() {
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     log.read_line(&mut line).unwrap();
-    let address = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    let address: SocketAddr = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
     line.clear();
     log.read_line(&mut line).unwrap();
     assert!(line.contains("is ready"), "{line}");

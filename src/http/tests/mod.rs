@@ -6,10 +6,12 @@ mod random;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, RwLock};
 
 use tiny_http::{Response, ResponseBox};
 
 use super::Request;
+use crate::address::Address;
 use crate::listener::Listener;
 use crate::options::Limits;
 use crate::server::Server;
@@ -24,10 +26,12 @@ fn serve_within(
     limits: Limits,
     handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
 ) -> (Server, SocketAddr) {
-    let listener = Listener::bind("127.0.0.1:0").unwrap();
-    let address = listener.address();
-    let serve = move |connection: &_| super::serve(connection, &handler, &limits);
-    let mut server = Server::new(listener, limits.max_connections, serve, || ()).unwrap();
+    let listeners = Listener::bind_all(&["127.0.0.1:0".to_owned()], 0).unwrap();
+    let Address::Network(address) = *listeners[0].address() else { panic!("{}", listeners[0].address()) };
+    let limits = Arc::new(RwLock::new(limits));
+    let shared = Arc::clone(&limits);
+    let serve = move |connection: &_| super::serve(connection, &handler, &shared);
+    let mut server = Server::new(listeners, limits, serve, || ()).unwrap();
     server.accept();
     (server, address)
 }

@@ -3,12 +3,13 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
 use std::thread;
 
-use super::describe;
-use crate::connection::{Common, Connection};
+use super::{Request, describe};
+use crate::address::Address;
+use crate::connection::{Common, Connection, Peer};
 use crate::options::Limits;
 
 /// Xorshift: the same numbers for the same seed, so that a failure can be repeated.
@@ -69,15 +70,16 @@ fn talk_in_pieces(random: &mut Random, mut input: &[u8]) -> (String, usize) {
     let (idle_closed, _close_idle) = std::io::pipe().unwrap();
     let (_room, offer_room) = std::io::pipe().unwrap();
     let common = Arc::new(Common::new(idle_closed, offer_room));
-    let connection = Arc::new(Connection::new(theirs.into(), ([127, 0, 0, 1], 1).into(), common));
+    let connection =
+        Arc::new(Connection::new(theirs.into(), Peer::Local, Address::Unix("test".into()), common));
     let handled = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&handled);
     let server = thread::spawn(move || {
-        let handler = |request: &mut _| {
+        let handler = move |request: &mut Request| {
             count.fetch_add(1, Ordering::SeqCst);
             describe(request)
         };
-        crate::http::serve(&connection, &handler, &Limits::default());
+        crate::http::serve(&connection, &handler, &RwLock::new(Limits::default()));
     });
     while !input.is_empty() {
         let (piece, rest) = input.split_at(1 + random.below(input.len().min(200)));

@@ -1,0 +1,120 @@
+//! How a process begins: it takes over or opens what it needs, says that it is ready, and accepts
+//! connections. What happens then is told in `process.rs`.
+
+use std::env;
+use std::process::{self, ExitCode};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, RwLock};
+
+use crate::descriptor::{self, Limit};
+use crate::error::Error;
+use crate::http::{self, Handler};
+use crate::listener::Listener;
+use crate::options::Options;
+use crate::pid_file::PidFile;
+use crate::predecessor::Predecessor;
+use crate::process::{Event, Process};
+use crate::program::Program;
+use crate::server::Server;
+use crate::signals::Signals;
+use crate::words::Word;
+
+/// How a process has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// How many requests were cut, because they were still in flight at the end of the drain or when a
+    /// second stop signal came.
+    pub cut: usize,
+}
+
+impl From<Outcome> for ExitCode {
+    /// Success if no request was lost.
+    fn from(outcome: Outcome) -> ExitCode {
+        if outcome.cut == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+/// Serves HTTP until the process has been stopped or has handed over, and its connections are finished.
+///
+/// The process handles SIGUSR2 and SIGHUP (hand over), SIGINT, SIGTERM and SIGQUIT (stop; a second one cuts
+/// what is in flight) and SIGUSR1 (reload) until this returns; a SIGHUP that is ignored when it is called
+/// stays ignored. It is to be called from `main`, before the working directory changes, and `main` is to
+/// return when it does: requests that were cut may still be running on their threads.
+///
+/// # Errors
+///
+/// The process cannot start to serve: an address cannot be bound, a descriptor is not what it should be,
+/// the PID file cannot be written. If there is a predecessor it goes on serving once this process has
+/// exited.
+pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> {
+    let system = |attempt| move |source| Error::System { attempt, source };
+    // Without /proc, or once the file has gone, it is known by its name only.
+    let executable = env::current_exe().unwrap_or_default();
+    let executable = executable.display();
+    let program = Program::of_successor().map_err(system("find out which program this is"))?;
+
+    // What was handed over is taken before anything else is opened, so that nothing else has its numbers.
+    let (listeners, predecessor) = if options.graceful {
+        let listeners = Listener::take_over_all(&options.listen)?;
+        for (number, listener) in (descriptor::FIRST..).zip(&listeners) {
+            log::info!("listening on the existing file descriptor {number}, {}", listener.address());
+        }
+        let predecessor = Predecessor::inherited(listeners.len());
+        (listeners, predecessor)
+    } else {
+        let listeners = Listener::bind_all(&options.listen, options.socket_mode)?;
+        for listener in &listeners {
+            log::info!("listening on a new file descriptor, {}", listener.address());
+        }
+        (listeners, None)
+    };
+    let descriptors = Limit::raise();
+    let _reserved = descriptor::reserve(listeners.len()).map_err(system("open /dev/null"))?;
+
+    let (events, inbox) = mpsc::channel();
+    let post = |events: &Sender<Event>| {
+        let events = events.clone();
+        // It fails only once the loop has ended, and then nobody wants to know.
+        move |event| drop(events.send(event))
+    };
+    let post_signal = post(&events);
+    let _signals = Signals::listen(move |signal, request| post_signal(Event::Signal(signal, request)))
+        .map_err(system("handle signals"))?;
+
+    let limits = Arc::new(RwLock::new(options.limits));
+    let handler: Arc<dyn Handler> = Arc::new(handler);
+    let serve = {
+        let (handler, limits) = (Arc::clone(&handler), Arc::clone(&limits));
+        move |connection: &_| http::serve(connection, &*handler, &limits)
+    };
+    let post_drained = post(&events);
+    let server = Server::new(listeners, Arc::clone(&limits), serve, move || post_drained(Event::Drained))
+        .map_err(system("start the accept thread"))?;
+    let pid_file = match &options.pid_file {
+        Some(path) => {
+            Some(PidFile::write(path).map_err(|source| Error::PidFile { path: path.clone(), source })?)
+        }
+        None => None,
+    };
+
+    let mut process = Process {
+        options,
+        program,
+        descriptors,
+        handler,
+        limits,
+        server,
+        pid_file,
+        aside: None,
+        predecessor,
+        retired: Vec::new(),
+        events,
+        cut: 0,
+    };
+    // A process that is not ready is killed without a second thought, so it must not have a connection:
+    // first it says that it is ready, then it accepts. Until then connections wait in the sockets' queues.
+    process.tell_predecessor(Word::Ready);
+    process.server.accept();
+    log::info!("process {} is ready, version {}, {}", process::id(), process.options.version, executable);
+    Ok(Outcome { cut: process.run(&inbox) })
+}
