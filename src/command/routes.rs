@@ -1,10 +1,10 @@
 //! The routes of the command: a reference to try the mechanism with.
 
 use std::env;
-use std::io::ErrorKind;
+use std::io::{Cursor, ErrorKind};
 use std::path::PathBuf;
 use std::process;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +23,8 @@ const TEST_DURATION: Duration = Duration::from_secs(5);
 pub(crate) struct Routes {
     command_line: CommandLine,
     access_log: bool,
-    message: RwLock<String>,
+    /// Shared with the responses that are being written.
+    message: RwLock<Arc<[u8]>>,
     executable: PathBuf,
     since: SystemTime,
 }
@@ -33,7 +34,7 @@ impl Routes {
         Routes {
             command_line,
             access_log: settings.access_log,
-            message: RwLock::new(settings.message.clone()),
+            message: RwLock::new(settings.message.as_bytes().into()),
             // Without /proc it is known by what it calls itself only.
             executable: env::current_exe().unwrap_or_default(),
             since: SystemTime::now(),
@@ -52,8 +53,9 @@ impl Routes {
     }
 
     fn message(&self) -> ResponseBox {
-        let message = self.message.read().unwrap_or_else(PoisonError::into_inner);
-        text(200, message.as_str())
+        let message = Arc::clone(&self.message.read().unwrap_or_else(PoisonError::into_inner));
+        let length = message.len();
+        text(200, "").with_data(Cursor::new(message), Some(length)).boxed()
     }
 }
 
@@ -95,7 +97,7 @@ impl Handler for Routes {
             log::warn!("a change of access-log needs a handover");
         }
         logging::set_level(&settings);
-        *self.message.write().unwrap_or_else(PoisonError::into_inner) = settings.message;
+        *self.message.write().unwrap_or_else(PoisonError::into_inner) = settings.message.as_bytes().into();
         *options = settings.options;
         Ok(())
     }
