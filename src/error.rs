@@ -24,6 +24,11 @@ pub enum Error {
         /// What is wrong with it, for example `it is not a socket`.
         reason: String,
     },
+    /// The descriptor that is to be told of the readiness is not there.
+    ReadyFd {
+        /// Its number.
+        number: i32,
+    },
     /// The PID file cannot be written.
     PidFile {
         /// The path as it was asked for.
@@ -47,6 +52,12 @@ impl fmt::Display for Error {
             Error::TakeOver { number, reason } => {
                 write!(f, "cannot take over the listening socket at descriptor {number}: {reason}")
             }
+            Error::ReadyFd { number } => {
+                write!(
+                    f,
+                    "cannot tell descriptor {number} of the readiness: it was not handed to this process"
+                )
+            }
             Error::PidFile { path, source } => {
                 write!(f, "cannot write the PID file {}: {source}", path.display())
             }
@@ -61,7 +72,7 @@ impl std::error::Error for Error {
             Error::Listen { source, .. } | Error::PidFile { source, .. } | Error::System { source, .. } => {
                 Some(source)
             }
-            Error::TakeOver { .. } => None,
+            Error::TakeOver { .. } | Error::ReadyFd { .. } => None,
         }
     }
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 /// assert_eq!(options.listen, ["127.0.0.1:3000"]);
 /// ```
 ///
-/// [`Handler::reload`](crate::Handler::reload) may change all but `listen`, `socket_mode`, `graceful` and
-/// `pid_file`, which need a handover.
+/// [`Handler::reload`](crate::Handler::reload) may change all but `listen`, `socket_mode`, `graceful`,
+/// `pid_file`, `stay` and `ready_fd`, which need a handover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The addresses to listen on: `HOST:PORT`, where port 0 lets the system choose, and a name with
@@ -40,6 +40,13 @@ pub struct Options {
     /// After a handover both processes accept connections, until an operator decides: a stop signal to the
     /// predecessor completes the handover, one to the successor undoes it. Default: `false`.
     pub overlap: bool,
+    /// The first process never leaves: when it has handed over and drained, it stays to pass signals on to
+    /// its successors, and ends with the last of them. So whoever watches its process ID sees one process
+    /// through any number of handovers. Always so for process 1. Default: `false`.
+    pub stay: bool,
+    /// A descriptor to which the first process writes a newline when it is ready, as s6 wants it. Default:
+    /// none.
+    pub ready_fd: Option<i32>,
     /// What a client may take up.
     pub limits: Limits,
     /// The version of the program, for the log. Default: that of this library.
@@ -82,6 +89,8 @@ impl Options {
         keep("listen", &mut self.listen, &present.listen, &mut names);
         keep("socket-mode", &mut self.socket_mode, &present.socket_mode, &mut names);
         keep("pid-file", &mut self.pid_file, &present.pid_file, &mut names);
+        keep("stay", &mut self.stay, &present.stay, &mut names);
+        keep("ready-fd", &mut self.ready_fd, &present.ready_fd, &mut names);
         self.graceful = present.graceful;
         names
     }
@@ -105,6 +114,8 @@ impl Default for Options {
             ready_timeout: Duration::from_secs(10),
             probation: Duration::ZERO,
             overlap: false,
+            stay: false,
+            ready_fd: None,
             limits: Limits::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

@@ -5,7 +5,7 @@
 
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{self, Child};
+use std::process::{self, Child, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
@@ -14,15 +14,18 @@ use nix::sys::signal::Signal;
 
 use crate::connection::after;
 use crate::descriptor::Limit;
+use crate::family::{self, Family};
 use crate::http::Handler;
 use crate::listener::Listener;
 use crate::options::{Limits, Options};
+use crate::outcome::Outcome;
 use crate::pid_file::PidFile;
 use crate::predecessor::Predecessor;
 use crate::program::Program;
 use crate::server::Server;
 use crate::signals;
 use crate::successor::{Heard, Successor};
+use crate::systemd;
 use crate::words::Word;
 
 /// What a process is doing.
@@ -40,8 +43,10 @@ enum State {
     OnProbation { successor: Successor, deadline: Instant },
     /// Nobody follows; this process finishes the connections that it has.
     Stopping { deadline: Instant },
+    /// This process is what somebody watches, and stays until the last of its successors has ended.
+    Keeping { last: Option<ExitStatus> },
     /// It is over.
-    Ended,
+    Ended { last: Option<ExitStatus> },
 }
 
 /// What can happen to a process.
@@ -64,7 +69,7 @@ impl State {
             | State::Draining { deadline, .. }
             | State::OnProbation { deadline, .. }
             | State::Stopping { deadline } => Some(*deadline),
-            State::Running | State::Overlapping { .. } | State::Ended => None,
+            State::Running | State::Overlapping { .. } | State::Keeping { .. } | State::Ended { .. } => None,
         }
     }
 }
@@ -81,6 +86,10 @@ pub(crate) struct Process {
     /// The file beside the PID file that names this process while the successor's names that.
     pub(crate) aside: Option<PidFile>,
     pub(crate) predecessor: Option<Predecessor>,
+    /// Whether this process is to stay when it has handed over.
+    pub(crate) stays: bool,
+    /// The inode of the first listening socket, by which its successors are known.
+    pub(crate) first_socket: u64,
     /// Successors that this process does not answer for any more, and that have not ended yet.
     pub(crate) retired: Vec<Child>,
     pub(crate) events: Sender<Event>,
@@ -88,10 +97,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Lives until the end, and returns how many requests were cut.
-    pub(crate) fn run(mut self, inbox: &Receiver<Event>) -> usize {
+    /// Lives until the end.
+    pub(crate) fn run(mut self, inbox: &Receiver<Event>) -> Outcome {
         let mut state = State::Running;
-        while !matches!(state, State::Ended) {
+        loop {
+            if let State::Ended { last } = state {
+                return Outcome { cut: self.cut, last };
+            }
             let event = self.next(inbox, state.deadline());
             state = match state {
                 State::Running => self.running(event),
@@ -102,10 +114,10 @@ impl Process {
                 }
                 State::OnProbation { successor, deadline } => self.on_probation(event, successor, deadline),
                 State::Stopping { deadline } => self.stopping(event, deadline),
-                State::Ended => State::Ended,
+                State::Keeping { last } => self.keeping(&event, last),
+                State::Ended { .. } => state,
             };
         }
-        self.cut
     }
 
     fn running(&mut self, event: Event) -> State {
@@ -127,6 +139,7 @@ impl Process {
             return State::Running;
         }
         log::info!("{signal}: handing over, starting {}", self.program.path.display());
+        systemd::reloading();
         let sockets: Vec<_> = self.server.listeners().iter().map(Listener::as_fd).collect();
         let events = self.events.clone();
         let report = move || drop(events.send(Event::Successor));
@@ -136,6 +149,7 @@ impl Process {
                 State::HandingOver { successor, deadline: after(self.options.ready_timeout) }
             }
             Err(error) => {
+                systemd::ready();
                 log::error!("handover failed: cannot start {}: {error}", self.program.path.display());
                 State::Running
             }
@@ -193,11 +207,12 @@ impl Process {
     /// has just become ready, and returns it.
     fn give_up(&mut self, successor: Successor, reason: String) -> Option<Successor> {
         let pid = successor.pid();
-        match successor.end_unless_ready() {
+        let end = match successor.end_unless_ready() {
             Err(ready) => return Some(ready),
-            Ok(end) => log::error!("handover failed: successor {pid} {reason}; it {end}"),
-        }
-        self.restore_pid_file();
+            Ok(end) => end,
+        };
+        self.be_the_one_that_serves();
+        log::error!("handover failed: successor {pid} {reason}; it {end}");
         None
     }
 
@@ -244,7 +259,7 @@ impl Process {
     fn go_back(&mut self, successor: Successor) -> State {
         let pid = successor.pid();
         self.retired.push(successor.retire());
-        self.restore_pid_file();
+        self.be_the_one_that_serves();
         log::info!("successor {pid} is leaving; this process goes on alone");
         State::Running
     }
@@ -280,9 +295,12 @@ impl Process {
     ) -> State {
         match event {
             Event::Signal(signal, signals::Request::Restart | signals::Request::Reload) => {
-                log::warn!("{signal}: refused, this process is draining");
+                if !self.pass_on(signal) {
+                    log::warn!("{signal}: refused, this process is draining");
+                }
             }
             Event::Signal(signal, signals::Request::Stop) => {
+                self.pass_on(signal);
                 log::info!("{signal}: closing idle connections, {}", self.open());
                 self.server.close_idle();
                 return State::Stopping { deadline };
@@ -315,18 +333,21 @@ impl Process {
                 log::info!("every connection is finished; staying in case successor {pid} dies");
                 State::OnProbation { successor, deadline: probation }
             }
-            _ => self.end(),
+            _ => self.leave(),
         }
     }
 
     fn on_probation(&mut self, event: Event, mut successor: Successor, deadline: Instant) -> State {
         match event {
             Event::Signal(signal, signals::Request::Restart | signals::Request::Reload) => {
-                log::warn!("{signal}: refused, this process has handed over to {}", successor.pid());
+                if !self.pass_on(signal) {
+                    log::warn!("{signal}: refused, this process has handed over to {}", successor.pid());
+                }
             }
             Event::Signal(signal, signals::Request::Stop) => {
+                self.pass_on(signal);
                 log::info!("{signal}: stopping");
-                return self.end();
+                return self.leave();
             }
             Event::Signal(_, signals::Request::Child) | Event::Successor => {
                 if has_died(&mut successor) {
@@ -334,11 +355,11 @@ impl Process {
                 }
                 // It has handed over, or was told to stop: its place will not have to be taken.
                 if successor.said() != Some(Word::Ready) {
-                    return self.end();
+                    return self.leave();
                 }
             }
             Event::Drained => {}
-            Event::Deadline => return self.end(),
+            Event::Deadline => return self.leave(),
         }
         State::OnProbation { successor, deadline }
     }
@@ -347,7 +368,7 @@ impl Process {
     fn take_back(&mut self, successor: Successor) -> State {
         let pid = successor.pid();
         self.server.accept();
-        self.restore_pid_file();
+        self.be_the_one_that_serves();
         self.tell_predecessor(Word::Ready);
         log::error!("successor {pid} {}; accepting connections again", successor.reap());
         State::Running
@@ -360,6 +381,7 @@ impl Process {
             log::info!("{signal}: the predecessor of this process goes on alone");
             return self.drain_for_another();
         }
+        systemd::stopping();
         self.server.close();
         log::info!("{signal}: stopping, {}", self.open());
         self.server.close_idle();
@@ -377,13 +399,14 @@ impl Process {
                 log::warn!("{signal}: refused, this process is stopping");
             }
             Event::Signal(signal, signals::Request::Stop) => {
+                self.pass_on(signal);
                 self.cut(&format!("{signal} again"));
-                return self.end();
+                return self.leave();
             }
-            Event::Drained if self.server.open() == 0 => return self.end(),
+            Event::Drained if self.server.open() == 0 => return self.leave(),
             Event::Deadline => {
                 self.cut("the drain deadline has passed");
-                return self.end();
+                return self.leave();
             }
             _ => {}
         }
@@ -399,12 +422,53 @@ impl Process {
 
     fn end(&self) -> State {
         log::info!("process {} ends", process::id());
-        State::Ended
+        State::Ended { last: None }
+    }
+
+    /// Nothing is left to do here, but to be there for the successors, if that is wanted.
+    fn leave(&mut self) -> State {
+        let mut last = None;
+        if !self.stays || family::reap(&mut last) == Family::Gone {
+            return self.end();
+        }
+        log::info!("process {} stays until the last of its successors has ended", process::id());
+        self.server.leave_sockets();
+        self.aside = None;
+        State::Keeping { last }
+    }
+
+    fn keeping(&mut self, event: &Event, mut last: Option<ExitStatus>) -> State {
+        if let Event::Signal(signal, request) = event
+            && *request != signals::Request::Child
+        {
+            self.pass_on(*signal);
+        }
+        if family::reap(&mut last) == Family::Alive {
+            return State::Keeping { last };
+        }
+        log::info!("process {} ends, as the last of its successors has", process::id());
+        State::Ended { last }
+    }
+
+    /// Whoever watches a process that stays means its successors, too; whether they have got the signal.
+    fn pass_on(&self, signal: Signal) -> bool {
+        if self.stays {
+            let members = family::members(self.first_socket);
+            log::info!("{signal}: passed on to {members:?}");
+            family::signal(&members, signal);
+        }
+        self.stays
     }
 
     /// Takes over what has changed in the configuration, as far as that is possible in place.
     fn reload(&mut self, signal: Signal) {
+        self.reload_configuration(signal);
+        systemd::ready();
+    }
+
+    fn reload_configuration(&mut self, signal: Signal) {
         let mut options = self.options.clone();
+        systemd::reloading();
         let reloaded = catch_unwind(AssertUnwindSafe(|| self.handler.reload(&mut options)));
         match reloaded.unwrap_or_else(|_| Err("the handler panicked".to_owned())) {
             Err(error) => return log::error!("{signal}: nothing is changed: {error}"),
@@ -447,13 +511,15 @@ impl Process {
         }
     }
 
-    fn restore_pid_file(&mut self) {
+    /// Tells everybody who looks that this process serves, after a successor may have told otherwise.
+    fn be_the_one_that_serves(&mut self) {
         self.aside = None;
         if let Some(pid_file) = &self.pid_file
             && let Err(error) = pid_file.restore()
         {
             log::error!("cannot write the PID file {}: {error}", pid_file.path().display());
         }
+        systemd::ready();
     }
 }
 

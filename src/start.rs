@@ -2,37 +2,29 @@
 //! connections. What happens then is told in `process.rs`.
 
 use std::env;
-use std::process::{self, ExitCode};
+use std::fs::File;
+use std::io::Write;
+use std::process;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, RwLock};
+
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::stat::fstat;
 
 use crate::descriptor::{self, Limit};
 use crate::error::Error;
 use crate::http::{self, Handler};
 use crate::listener::Listener;
 use crate::options::Options;
+use crate::outcome::Outcome;
 use crate::pid_file::PidFile;
 use crate::predecessor::Predecessor;
 use crate::process::{Event, Process};
 use crate::program::Program;
 use crate::server::Server;
 use crate::signals::Signals;
+use crate::systemd;
 use crate::words::Word;
-
-/// How a process has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// How many requests were cut, because they were still in flight at the end of the drain or when a
-    /// second stop signal came.
-    pub cut: usize,
-}
-
-impl From<Outcome> for ExitCode {
-    /// Success if no request was lost.
-    fn from(outcome: Outcome) -> ExitCode {
-        if outcome.cut == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-    }
-}
 
 /// Serves HTTP until the process has been stopped or has handed over, and its connections are finished.
 ///
@@ -54,12 +46,17 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
     let program = Program::of_successor().map_err(system("find out which program this is"))?;
 
     // What was handed over is taken before anything else is opened, so that nothing else has its numbers.
-    let (listeners, predecessor) = if options.graceful {
+    let activated = systemd::sockets().is_some();
+    let (listeners, predecessor) = if options.graceful || activated {
         let listeners = Listener::take_over_all(&options.listen)?;
         for (number, listener) in (descriptor::FIRST..).zip(&listeners) {
             log::info!("listening on the existing file descriptor {number}, {}", listener.address());
         }
-        let predecessor = Predecessor::inherited(listeners.len());
+        let predecessor = if activated { None } else { Predecessor::inherited(listeners.len()) };
+        if let (None, false, Some(pid)) = (&predecessor, activated, systemd::meant_for()) {
+            let reason = format!("LISTEN_PID says that it is meant for process {pid}");
+            return Err(Error::TakeOver { number: descriptor::FIRST, reason });
+        }
         (listeners, predecessor)
     } else {
         let listeners = Listener::bind_all(&options.listen, options.socket_mode)?;
@@ -68,8 +65,22 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         }
         (listeners, None)
     };
+    let ready_fd = match (options.ready_fd, &predecessor) {
+        (Some(number), None) => Some(descriptor::inherited(number).ok_or(Error::ReadyFd { number })?),
+        _ => None,
+    };
+    let stays = predecessor.is_none() && (options.stay || process::id() == 1);
+    if stays {
+        // Successors of successors come back to this process when those between have ended.
+        set_child_subreaper(true)
+            .map_err(|errno| errno.into())
+            .map_err(system("become the reaper of orphans"))?;
+    }
     let descriptors = Limit::raise();
-    let _reserved = descriptor::reserve(listeners.len()).map_err(system("open /dev/null"))?;
+    let sockets = listeners.len();
+    let first_socket =
+        listeners.first().and_then(|listener| fstat(listener).ok()).map_or(0, |stat| stat.st_ino);
+    let _reserved = descriptor::reserve(sockets).map_err(system("open /dev/null"))?;
 
     let (events, inbox) = mpsc::channel();
     let post = |events: &Sender<Event>| {
@@ -107,14 +118,22 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         pid_file,
         aside: None,
         predecessor,
+        stays,
+        first_socket,
         retired: Vec::new(),
         events,
         cut: 0,
     };
+    systemd::ready();
+    if let Some(descriptor) = ready_fd {
+        // Whoever waited for it may have lost interest.
+        let _ = File::from(descriptor).write_all(b"\n");
+    }
+    let _reserved_again = descriptor::reserve(sockets).map_err(system("open /dev/null"))?;
     // A process that is not ready is killed without a second thought, so it must not have a connection:
     // first it says that it is ready, then it accepts. Until then connections wait in the sockets' queues.
     process.tell_predecessor(Word::Ready);
     process.server.accept();
     log::info!("process {} is ready, version {}, {}", process::id(), process.options.version, executable);
-    Ok(Outcome { cut: process.run(&inbox) })
+    Ok(process.run(&inbox))
 }

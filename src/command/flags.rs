@@ -29,6 +29,8 @@ Options:
       --ready-timeout TIME     Give up a successor that is not ready after TIME [10s]
       --probation TIME         Stay so long after a handover, in case the successor dies [0s]
       --overlap                After a handover let both processes serve until one is stopped
+      --stay                   Stay, as the process that a supervisor watches, after handovers
+      --ready-fd N             Write a newline to descriptor N when the first process is ready
       --max-connections N      Serve at most N connections at a time [1024]
       --head-timeout TIME      Time for a whole request head [10s]
       --idle-timeout TIME      Time between two requests on a connection [75s]
@@ -84,7 +86,7 @@ struct Entry {
 }
 
 /// The options that have a value.
-const WITH_VALUE: [&str; 14] = [
+const WITH_VALUE: [&str; 15] = [
     "listen",
     "socket-mode",
     "message",
@@ -98,11 +100,12 @@ const WITH_VALUE: [&str; 14] = [
     "body-timeout",
     "write-timeout",
     "log-level",
+    "ready-fd",
     "config",
 ];
 
 /// The options that are there or not; in the file they have the value `true` or `false`.
-const WITHOUT_VALUE: [&str; 3] = ["graceful", "overlap", "access-log"];
+const WITHOUT_VALUE: [&str; 4] = ["graceful", "overlap", "stay", "access-log"];
 
 /// Those that make sense on the command line only.
 const NOT_IN_FILE: [&str; 2] = ["graceful", "config"];
@@ -213,6 +216,11 @@ impl Settings {
             "message" => self.message = value,
             "graceful" => self.options.graceful = truth()?,
             "overlap" => self.options.overlap = truth()?,
+            "stay" => self.options.stay = truth()?,
+            "ready-fd" => match value.parse() {
+                Ok(number) if number > 2 => self.options.ready_fd = Some(number),
+                _ => return Err(invalid("the number of a descriptor greater than 2")),
+            },
             "access-log" => self.access_log = truth()?,
             "drain-timeout" => self.options.drain_timeout = duration()?,
             "ready-timeout" => self.options.ready_timeout = duration()?,

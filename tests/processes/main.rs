@@ -10,4 +10,5 @@ mod load;
 mod operations;
 mod program;
 mod server;
+mod supervised;
 mod surroundings;

@@ -1,0 +1,353 @@
+//! Under supervisors: what they are told, and what they see.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+
+use crate::client::{self, Client};
+use crate::load::{Kind, Load};
+use crate::server::{
+    BINARY, Directory, PATIENCE, Server, exited, number_after, signal_process, wait_for_end, wait_until,
+};
+
+/// Whether a program is installed. The script that checks the project installs those that are tested with.
+fn is_installed(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
+    if !found.status.success() {
+        eprintln!("{program} is not installed: nothing is tested");
+    }
+    found.status.success()
+}
+
+/// A service manager as sd_notify(3) sees it.
+struct Manager {
+    socket: UnixDatagram,
+}
+
+impl Manager {
+    /// The manager, and a server that knows of it.
+    fn start(arguments: &[&str]) -> (Manager, Server) {
+        let directory = Directory::new();
+        let path = directory.join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut command = Command::new(BINARY);
+        command.env("NOTIFY_SOCKET", &path).args(["--listen", "127.0.0.1:0"]).args(arguments);
+        let server = Server::start_command(command, directory);
+        (Manager { socket }, server)
+    }
+
+    fn receive(&self) -> Vec<String> {
+        let mut message = [0; 4096];
+        let length = self.socket.recv(&mut message).unwrap();
+        String::from_utf8(message[..length].to_vec()).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    fn expect_ready(&self, pid: u32) {
+        assert_eq!(self.receive(), ["READY=1".to_owned(), format!("MAINPID={pid}")]);
+    }
+
+    fn expect_reloading(&self) {
+        let message = self.receive();
+        assert_eq!(message[0], "RELOADING=1");
+        let time = message[1].strip_prefix("MONOTONIC_USEC=").unwrap_or_else(|| panic!("{message:?}"));
+        assert!(time.parse::<u64>().unwrap() > 0);
+    }
+
+    /// What has been told must have been told by now.
+    fn is_told_at_once(&self) {
+        self.socket.set_nonblocking(true).unwrap();
+    }
+}
+
+#[test]
+fn a_service_manager_is_told_of_every_change() {
+    let (manager, server) = Manager::start(&[]);
+    let old = server.first();
+    manager.expect_ready(old);
+
+    server.signal(Signal::SIGUSR1);
+    server.expect("configuration reloaded");
+    manager.expect_reloading();
+    manager.expect_ready(old);
+
+    // The new process has told it before it has told its predecessor.
+    let mut client = server.idle_client();
+    let new = server.hand_over();
+    manager.is_told_at_once();
+    manager.expect_reloading();
+    manager.expect_ready(new);
+    manager.socket.set_nonblocking(false).unwrap();
+
+    signal_process(new, Signal::SIGKILL);
+    server.expect("accepting connections again");
+    manager.expect_ready(old);
+    server.set_serving(old);
+    assert_eq!(client.get("/hello").unwrap().text(), format!("Hello from {old}!"));
+    drop(client);
+
+    server.signal(Signal::SIGTERM);
+    assert_eq!(manager.receive(), ["STOPPING=1"]);
+    assert_eq!(wait_for_end(old), exited(old, 0));
+}
+
+#[test]
+fn a_service_manager_is_told_of_a_failed_handover() {
+    let directory = Directory::new();
+    let program = directory.join("program");
+    assert!(Command::new("cp").arg(BINARY).arg(&program).status().unwrap().success());
+    let path = directory.join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(&program);
+    command.env("NOTIFY_SOCKET", &path).args(["--listen", "127.0.0.1:0"]);
+    let server = Server::start_command(command, Directory::new());
+    let manager = Manager { socket };
+    manager.expect_ready(server.first());
+    // Whether it cannot be started at all, or is started in vain.
+    fs::remove_file(&program).unwrap();
+    server.signal(Signal::SIGUSR2);
+    server.expect("handover failed");
+    manager.expect_reloading();
+    manager.expect_ready(server.first());
+    fs::write(&program, "#!/bin/sh\nexit 1\n").unwrap();
+    assert!(Command::new("chmod").arg("755").arg(&program).status().unwrap().success());
+    server.signal(Signal::SIGUSR2);
+    server.expect("handover failed");
+    manager.expect_reloading();
+    manager.expect_ready(server.first());
+}
+
+/// Starts the command through a shell that has two listening sockets at descriptors 3 and 4.
+fn activated(script: &str, arguments: &[&str]) -> (Command, [String; 2]) {
+    let sockets = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
+    let addresses = sockets.each_ref().map(|socket| socket.local_addr().unwrap().to_string());
+    let mut command = Command::new("sh");
+    let script = format!("exec 3<&0 4<&1 0</dev/null 1>&2; {script} exec \"$@\"");
+    command.args(["-c", &script, "sh", BINARY, "--listen", &addresses[0], "--listen", &addresses[1]]);
+    let [first, second] = sockets.map(std::os::fd::OwnedFd::from);
+    command.args(arguments).stdin(Stdio::from(first)).stdout(Stdio::from(second));
+    (command, addresses)
+}
+
+#[test]
+fn sockets_from_a_service_manager_need_no_flag() {
+    let (mut command, addresses) = activated("export LISTEN_PID=$$ LISTEN_FDS=2;", &[]);
+    command.stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    for address in addresses {
+        let address: std::net::SocketAddr = address.parse().unwrap();
+        assert_eq!(client::get(address, "/hello").unwrap().text(), format!("Hello from {}!", child.id()));
+    }
+    signal_process(child.id(), Signal::SIGTERM);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn sockets_that_are_meant_for_another_process_are_refused() {
+    let (mut command, _) = activated("export LISTEN_PID=1 LISTEN_FDS=2;", &["--graceful"]);
+    let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.ends_with("descriptor 3: LISTEN_PID says that it is meant for process 1\n"), "{text}");
+}
+
+#[test]
+fn systemd_socket_activate_starts_it_and_it_hands_over() {
+    if !is_installed("systemd-socket-activate") {
+        return;
+    }
+    // The port has to be known before; it is free for a moment.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut command = Command::new("systemd-socket-activate");
+    command.args(["-l", &address.to_string(), BINARY, "--graceful", "--listen", &address.to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut hello = String::new();
+    let answered = || match client::get(address, "/hello") {
+        Ok(reply) => {
+            hello = reply.text();
+            true
+        }
+        Err(_) => false,
+    };
+    wait_until(answered, || "nobody answers".to_owned());
+    assert_eq!(hello, format!("Hello from {}!", child.id()));
+    signal_process(child.id(), Signal::SIGUSR2);
+    assert!(child.wait().unwrap().success());
+    let successor = number_after(&client::get(address, "/hello").unwrap().text(), "from ");
+    signal_process(successor, Signal::SIGTERM);
+    wait_until(|| client::get(address, "/").is_err(), || "it does not stop".to_owned());
+}
+
+#[test]
+fn a_process_that_stays_is_what_a_supervisor_sees() {
+    let server = Server::start_for_load(&["--stay"]);
+    let watched = server.first();
+    let load = Load::start(server.address, &Kind::ALL, 1);
+    // Every signal goes to the one process that the supervisor knows.
+    let mut serving = watched;
+    let mut before = watched;
+    for generation in 0..5 {
+        signal_process(watched, Signal::SIGUSR2);
+        serving = server.expect_handover();
+        // The one before has finished, and the next signal is passed on to this one only.
+        server.expect(&match generation {
+            0 => format!("process {watched} stays"),
+            _ => format!("process {before} ends"),
+        });
+        before = serving;
+        assert_eq!(server.pid_file(), serving);
+    }
+    load.stop();
+    assert_eq!(server.hello(), serving);
+    server.expect_processes(&[watched, serving]);
+    // The keeper has closed everything.
+    let threads = || fs::read_dir(format!("/proc/{watched}/task")).unwrap().count();
+    wait_until(|| threads() == 3, || format!("{} threads", threads()));
+
+    signal_process(watched, Signal::SIGTERM);
+    assert_eq!(wait_for_end(watched), exited(watched, 0));
+    server.expect_processes(&[]);
+    assert!(client::get(server.address, "/").is_err());
+}
+
+#[test]
+fn a_process_that_stays_ends_like_the_last_of_its_successors() {
+    let server = Server::start_for_load(&["--stay"]);
+    let watched = server.first();
+    server.hand_over();
+    server.expect("stays");
+    signal_process(watched, Signal::SIGUSR2);
+    let serving = server.expect_handover();
+    server.expect("ends");
+    server.expect_processes(&[watched, serving]);
+    signal_process(serving, Signal::SIGKILL);
+    assert_eq!(wait_for_end(watched), exited(watched, 128 + 9));
+}
+
+#[test]
+fn a_stop_while_a_process_that_stays_still_drains_stops_its_successor_too() {
+    let server = Server::start(&["--stay"]);
+    let watched = server.first();
+    let mut client = Client::connect(server.address).unwrap();
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n").unwrap();
+    server.expect("POST /echo");
+    let successor = server.hand_over();
+    signal_process(watched, Signal::SIGTERM);
+    server.expect(&format!("process {successor} ends"));
+    client.send("hi").unwrap();
+    assert_eq!(client.receive().unwrap().text(), "hi");
+    drop(client);
+    assert_eq!(wait_for_end(watched), exited(watched, 0));
+    server.expect_processes(&[]);
+}
+
+#[test]
+fn process_1_stays_without_being_told_to() {
+    // A process ID namespace of its own wants root.
+    if !Command::new("unshare")
+        .args(["--pid", "--fork", "true"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        eprintln!("no namespace is to be had: nothing is tested");
+        return;
+    }
+    let directory = Directory::new();
+    let log = directory.join("log");
+    let script = format!("exec unshare --pid --fork --mount-proc \"$@\" 2>{}", log.display());
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, "sh", BINARY, "--listen", "127.0.0.1:0"]);
+    let mut outside = command.spawn().unwrap();
+    let read = || fs::read_to_string(&log).unwrap_or_default();
+    wait_until(|| read().contains("process 1 is ready"), read);
+    let text = read();
+    let address = text.lines().next().unwrap().rsplit(' ').next().unwrap();
+    let address: std::net::SocketAddr = address.parse().unwrap();
+    // Process 1 as it is seen from here.
+    let inside: u32 = {
+        let children = format!("/proc/{0}/task/{0}/children", outside.id());
+        fs::read_to_string(children).unwrap().trim().parse().unwrap()
+    };
+    let mut before = 1;
+    for _ in 0..3 {
+        signal_process(inside, Signal::SIGUSR2);
+        let changed = || number_after(&client::get(address, "/hello").unwrap().text(), "from ") != before;
+        wait_until(changed, read);
+        before = number_after(&client::get(address, "/hello").unwrap().text(), "from ");
+        wait_until(|| read().contains("process 1 stays"), read);
+    }
+    signal_process(inside, Signal::SIGTERM);
+    assert!(outside.wait().unwrap().success(), "{}", read());
+    assert!(client::get(address, "/").is_err());
+}
+
+#[test]
+fn runit_sees_one_process_through_handovers() {
+    if !is_installed("runsv") {
+        return;
+    }
+    let directory = Directory::new();
+    let service = directory.join("service");
+    fs::create_dir(&service).unwrap();
+    let log = directory.join("log");
+    let run = service.join("run");
+    let script = format!(
+        "#!/bin/sh\nexec {BINARY} --stay --listen 127.0.0.1:0 --pid-file {} 2>>{}\n",
+        directory.join("pid").display(),
+        log.display()
+    );
+    fs::write(&run, script).unwrap();
+    fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut supervisor = Command::new("runsv").arg(&service).spawn().unwrap();
+    let read = || fs::read_to_string(&log).unwrap_or_default();
+    wait_until(|| read().contains("is ready"), read);
+    let text = read();
+    let address = text.lines().find_map(|line| line.split_once("descriptor, ")).unwrap().1;
+    let address: std::net::SocketAddr = address.parse().unwrap();
+    let watched = || fs::read_to_string(service.join("supervise/pid")).unwrap();
+    let first = watched();
+
+    let load = Load::start(address, &[Kind::Naive, Kind::Close], 2);
+    for count in 1..=3 {
+        assert!(Command::new("sv").arg("hup").arg(&service).status().unwrap().success());
+        wait_until(|| read().matches("handed over to successor").count() == count, read);
+        assert_eq!(watched(), first);
+    }
+    load.stop();
+    let serving = number_after(&client::get(address, "/hello").unwrap().text(), "from ");
+    assert_ne!(serving.to_string(), first.trim());
+    assert!(Command::new("sv").args(["-w", "20", "down"]).arg(&service).status().unwrap().success());
+    assert!(client::get(address, "/").is_err());
+    assert!(Command::new("sv").arg("exit").arg(&service).status().unwrap().success());
+    assert!(supervisor.wait().unwrap().success());
+}
+
+#[test]
+fn a_descriptor_is_told_of_the_readiness_once() {
+    let directory = Directory::new();
+    let told = directory.join("told");
+    for number in [3, 4, 7] {
+        let mut command = Command::new("bash");
+        let script = format!("exec {number}>\"$0\"; exec \"$@\"");
+        command.args(["-c", &script]).arg(&told).args([BINARY, "--listen", "127.0.0.1:0"]);
+        command.args(["--ready-fd", &number.to_string()]);
+        let server = Server::start_command(command, Directory::new());
+        assert_eq!(fs::read_to_string(&told).unwrap(), "\n");
+        let successor = server.hand_over();
+        assert_eq!(server.hello(), successor);
+        assert_eq!(fs::read_to_string(&told).unwrap(), "\n");
+        server.stop();
+    }
+    let output = Command::new(BINARY).args(["--listen", "127.0.0.1:0", "--ready-fd", "99"]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text.ends_with("cannot tell descriptor 99 of the readiness: it was not handed to this process\n")
+    );
+}
