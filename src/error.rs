@@ -29,6 +29,13 @@ pub enum Error {
         /// Its number.
         number: i32,
     },
+    /// The control socket cannot be opened.
+    Control {
+        /// Its path.
+        path: PathBuf,
+        /// What socket(2) or bind(2) said.
+        source: io::Error,
+    },
     /// The PID file cannot be written.
     PidFile {
         /// The path as it was asked for.
@@ -58,6 +65,9 @@ impl fmt::Display for Error {
                     "cannot tell descriptor {number} of the readiness: it was not handed to this process"
                 )
             }
+            Error::Control { path, source } => {
+                write!(f, "cannot listen for requests on {}: {source}", path.display())
+            }
             Error::PidFile { path, source } => {
                 write!(f, "cannot write the PID file {}: {source}", path.display())
             }
@@ -69,9 +79,10 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Listen { source, .. } | Error::PidFile { source, .. } | Error::System { source, .. } => {
-                Some(source)
-            }
+            Error::Listen { source, .. }
+            | Error::Control { source, .. }
+            | Error::PidFile { source, .. }
+            | Error::System { source, .. } => Some(source),
             Error::TakeOver { .. } | Error::ReadyFd { .. } => None,
         }
     }

@@ -54,7 +54,9 @@
 //! (`connection.rs`).
 
 mod address;
+mod asker;
 mod connection;
+mod control;
 mod descriptor;
 mod error;
 mod family;
@@ -78,6 +80,7 @@ mod workers;
 pub use tiny_http::{HTTPVersion, Header, HeaderField, Method, Response, ResponseBox, StatusCode};
 
 pub use crate::address::Address;
+pub use crate::control::ask;
 pub use crate::error::Error;
 pub use crate::http::{Handler, Request};
 pub use crate::options::{Limits, Options};

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// ```
 ///
 /// [`Handler::reload`](crate::Handler::reload) may change all but `listen`, `socket_mode`, `graceful`,
-/// `pid_file`, `stay` and `ready_fd`, which need a handover.
+/// `pid_file`, `stay`, `ready_fd` and `control`, which need a handover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The addresses to listen on: `HOST:PORT`, where port 0 lets the system choose, and a name with
@@ -47,6 +47,8 @@ pub struct Options {
     /// A descriptor to which the first process writes a newline when it is ready, as s6 wants it. Default:
     /// none.
     pub ready_fd: Option<i32>,
+    /// Where to listen for requests, which are answered; see [`ask`](crate::ask). Default: nowhere.
+    pub control: Option<PathBuf>,
     /// What a client may take up.
     pub limits: Limits,
     /// The version of the program, for the log. Default: that of this library.
@@ -90,6 +92,7 @@ impl Options {
         keep("socket-mode", &mut self.socket_mode, &present.socket_mode, &mut names);
         keep("pid-file", &mut self.pid_file, &present.pid_file, &mut names);
         keep("stay", &mut self.stay, &present.stay, &mut names);
+        keep("control", &mut self.control, &present.control, &mut names);
         keep("ready-fd", &mut self.ready_fd, &present.ready_fd, &mut names);
         self.graceful = present.graceful;
         names
@@ -116,6 +119,7 @@ impl Default for Options {
             overlap: false,
             stay: false,
             ready_fd: None,
+            control: None,
             limits: Limits::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

@@ -5,14 +5,15 @@
 
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::process::{self, Child, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
-use nix::sys::signal::Signal;
-
+use crate::asker::{Asker, Request};
 use crate::connection::after;
+use crate::control::Control;
 use crate::descriptor::Limit;
 use crate::family::{self, Family};
 use crate::http::Handler;
@@ -23,8 +24,7 @@ use crate::pid_file::PidFile;
 use crate::predecessor::Predecessor;
 use crate::program::Program;
 use crate::server::Server;
-use crate::signals;
-use crate::successor::{Heard, Successor};
+use crate::successor::{End, Heard, Successor};
 use crate::systemd;
 use crate::words::Word;
 
@@ -33,7 +33,7 @@ enum State {
     /// It accepts connections.
     Running,
     /// It accepts connections, and has started a successor that is not ready yet.
-    HandingOver { successor: Successor, deadline: Instant },
+    HandingOver { successor: Successor, deadline: Instant, asker: Asker },
     /// Both accept connections, until an operator decides.
     Overlapping { successor: Successor },
     /// Another process accepts connections; this one finishes those that it has. If the other is a successor
@@ -51,8 +51,10 @@ enum State {
 
 /// What can happen to a process.
 pub(crate) enum Event {
-    /// A signal has come.
-    Signal(Signal, signals::Request),
+    /// Somebody asks for something.
+    Asked(Asker, Request),
+    /// A child has changed its state.
+    Child,
     /// The successor may have said something.
     Successor,
     /// No connection is open any more, and none is accepted.
@@ -90,6 +92,12 @@ pub(crate) struct Process {
     pub(crate) stays: bool,
     /// The inode of the first listening socket, by which its successors are known.
     pub(crate) first_socket: u64,
+    pub(crate) control: Option<Control>,
+    /// The file that this process runs.
+    pub(crate) executable: PathBuf,
+    pub(crate) started: Instant,
+    /// How many processes there have been, with this one, if that is known.
+    pub(crate) generation: u64,
     /// Successors that this process does not answer for any more, and that have not ended yet.
     pub(crate) retired: Vec<Child>,
     pub(crate) events: Sender<Event>,
@@ -104,17 +112,19 @@ impl Process {
             if let State::Ended { last } = state {
                 return Outcome { cut: self.cut, last };
             }
-            let event = self.next(inbox, state.deadline());
+            let event = self.next(inbox, &state);
             state = match state {
                 State::Running => self.running(event),
-                State::HandingOver { successor, deadline } => self.handing_over(event, successor, deadline),
+                State::HandingOver { successor, deadline, asker } => {
+                    self.handing_over(event, successor, deadline, asker)
+                }
                 State::Overlapping { successor } => self.overlapping(event, successor),
                 State::Draining { successor, deadline, probation } => {
                     self.draining(event, successor, deadline, probation)
                 }
                 State::OnProbation { successor, deadline } => self.on_probation(event, successor, deadline),
                 State::Stopping { deadline } => self.stopping(event, deadline),
-                State::Keeping { last } => self.keeping(&event, last),
+                State::Keeping { last } => self.keeping(event, last),
                 State::Ended { .. } => state,
             };
         }
@@ -122,23 +132,20 @@ impl Process {
 
     fn running(&mut self, event: Event) -> State {
         match event {
-            Event::Signal(signal, signals::Request::Restart) => return self.start_successor(signal),
-            Event::Signal(signal, signals::Request::Stop) => return self.stop(signal),
-            Event::Signal(signal, signals::Request::Reload) => self.reload(signal),
-            Event::Signal(_, signals::Request::Child)
-            | Event::Successor
-            | Event::Drained
-            | Event::Deadline => {}
+            Event::Asked(asker, Request::Restart) => return self.start_successor(asker),
+            Event::Asked(asker, Request::Stop) => return self.stop(asker),
+            Event::Asked(asker, _) => self.reload(asker),
+            Event::Child | Event::Successor | Event::Drained | Event::Deadline => {}
         }
         State::Running
     }
 
-    fn start_successor(&mut self, signal: Signal) -> State {
+    fn start_successor(&mut self, asker: Asker) -> State {
         if self.is_overlapped() {
-            log::warn!("{signal}: refused, the predecessor of this process runs beside it");
+            asker.refuse("the predecessor of this process runs beside it");
             return State::Running;
         }
-        log::info!("{signal}: handing over, starting {}", self.program.path.display());
+        log::info!("{asker}: handing over, starting {}", self.program.path.display());
         systemd::reloading();
         let sockets: Vec<_> = self.server.listeners().iter().map(Listener::as_fd).collect();
         let events = self.events.clone();
@@ -146,79 +153,89 @@ impl Process {
         match Successor::start(&self.program, &sockets, self.descriptors, report) {
             Ok(successor) => {
                 log::info!("started successor {}", successor.pid());
-                State::HandingOver { successor, deadline: after(self.options.ready_timeout) }
+                State::HandingOver { successor, deadline: after(self.options.ready_timeout), asker }
             }
             Err(error) => {
                 systemd::ready();
-                log::error!("handover failed: cannot start {}: {error}", self.program.path.display());
+                let reason = format!("cannot start {}: {error}", self.program.path.display());
+                log::error!("handover failed: {reason}");
+                asker.tell(format_args!("error: {reason}"));
                 State::Running
             }
         }
     }
 
-    fn handing_over(&mut self, event: Event, mut successor: Successor, deadline: Instant) -> State {
-        match event {
-            Event::Signal(signal, signals::Request::Restart) => {
-                log::warn!("{signal}: refused, successor {} is being started", successor.pid());
-                State::HandingOver { successor, deadline }
-            }
-            Event::Signal(signal, signals::Request::Reload) => {
-                self.reload(signal);
-                State::HandingOver { successor, deadline }
-            }
-            Event::Signal(signal, signals::Request::Stop) => {
-                let reason = format!("was not ready when {signal} came");
-                match self.give_up(successor, reason) {
-                    None => self.stop(signal),
-                    Some(ready) => self.succeeded(event, ready),
-                }
-            }
+    fn handing_over(
+        &mut self,
+        event: Event,
+        mut successor: Successor,
+        deadline: Instant,
+        asker: Asker,
+    ) -> State {
+        let reason = match &event {
+            Event::Asked(_, Request::Restart | Request::Reload | Request::Status) => None,
+            Event::Asked(by, Request::Stop) => Some(format!("was not ready when {by} came")),
             Event::Deadline => {
                 let timeout = humantime::format_duration(self.options.ready_timeout);
-                match self.give_up(successor, format!("was not ready within {timeout}")) {
-                    None => State::Running,
-                    Some(ready) => self.succeeded(event, ready),
-                }
+                Some(format!("was not ready within {timeout}"))
             }
-            Event::Signal(_, signals::Request::Child) | Event::Successor | Event::Drained => {
-                let reason = match successor.hear() {
-                    Some(Heard::Word(Word::Ready)) => return self.succeeded(event, successor),
-                    Some(Heard::Word(word)) => {
-                        format!("said {:?} before {:?}", word.line(), Word::Ready.line())
-                    }
-                    Some(Heard::Nonsense(line)) => {
-                        format!("said {line:?} instead of {:?}", Word::Ready.line())
-                    }
-                    Some(Heard::End) => "closed its pipe before it was ready".to_owned(),
-                    None if successor.has_ended() => "ended before it was ready".to_owned(),
-                    None => {
-                        return State::HandingOver { successor, deadline };
-                    }
-                };
-                match self.give_up(successor, reason) {
-                    None => State::Running,
-                    Some(ready) => self.succeeded(event, ready),
+            Event::Child | Event::Successor | Event::Drained => match successor.hear() {
+                Some(Heard::Word(Word::Ready)) => return self.succeeded(event, successor, asker),
+                Some(Heard::Word(word)) => {
+                    Some(format!("said {:?} before {:?}", word.line(), Word::Ready.line()))
                 }
+                Some(Heard::Nonsense(line)) => {
+                    Some(format!("said {line:?} instead of {:?}", Word::Ready.line()))
+                }
+                Some(Heard::End) => Some(String::new()),
+                None if successor.has_ended() => Some(String::new()),
+                None => None,
+            },
+        };
+        let Some(reason) = reason else {
+            match event {
+                Event::Asked(by, Request::Restart) => {
+                    by.refuse(format_args!("successor {} is being started", successor.pid()));
+                }
+                Event::Asked(by, _) => self.reload(by),
+                _ => {}
+            }
+            return State::HandingOver { successor, deadline, asker };
+        };
+        match self.give_up(successor, &reason) {
+            Err(ready) => self.succeeded(event, ready, asker),
+            Ok(failure) => {
+                asker.tell(format_args!("error: {failure}"));
+                self.running(event)
             }
         }
     }
 
-    /// Ends a handover that has failed, and leaves everything as it was before; or finds that the successor
-    /// has just become ready, and returns it.
-    fn give_up(&mut self, successor: Successor, reason: String) -> Option<Successor> {
+    /// Ends a handover that has failed, and leaves everything as it was before; the failure in words. Or
+    /// finds that the successor has just become ready, and returns it. Without a `reason`, it has ended or
+    /// has closed the pipe.
+    fn give_up(&mut self, successor: Successor, reason: &str) -> Result<String, Successor> {
         let pid = successor.pid();
-        let end = match successor.end_unless_ready() {
-            Err(ready) => return Some(ready),
-            Ok(end) => end,
+        let failure = match (successor.end_unless_ready()?, reason) {
+            (End::Killed, "") => "closed its pipe before it was ready, and was killed".to_owned(),
+            (end, "") => format!("{end} before it was ready"),
+            (end, reason) => format!("{reason}, and {end}"),
         };
         self.be_the_one_that_serves();
-        log::error!("handover failed: successor {pid} {reason}; it {end}");
-        None
+        log::error!("handover failed: successor {pid} {failure}");
+        Ok(format!("successor {pid} {failure}"))
     }
 
     /// The successor is ready. `event` is what has brought the news, and may mean something to the next
     /// state as well.
-    fn succeeded(&mut self, event: Event, successor: Successor) -> State {
+    fn succeeded(&mut self, event: Event, successor: Successor, asker: Asker) -> State {
+        let pid = successor.pid();
+        let state = self.hand_over_or_overlap(event, successor);
+        asker.tell(format_args!("ok {pid}"));
+        state
+    }
+
+    fn hand_over_or_overlap(&mut self, event: Event, successor: Successor) -> State {
         if !self.options.overlap {
             return self.hand_over(event, successor);
         }
@@ -234,17 +251,18 @@ impl Process {
 
     fn overlapping(&mut self, event: Event, mut successor: Successor) -> State {
         match event {
-            Event::Signal(signal, signals::Request::Restart) => {
-                log::warn!("{signal}: refused, successor {} runs beside this process", successor.pid());
+            Event::Asked(asker, Request::Restart) => {
+                asker.refuse(format_args!("successor {} runs beside this process", successor.pid()));
             }
-            Event::Signal(signal, signals::Request::Stop) => {
-                log::info!("{signal}: successor {} goes on alone", successor.pid());
+            Event::Asked(asker, Request::Stop) => {
+                log::info!("{asker}: successor {} goes on alone", successor.pid());
+                asker.tell("ok");
                 self.tell_predecessor(Word::HandedOver);
                 self.retired.push(successor.retire());
                 return self.drain_for_another();
             }
-            Event::Signal(signal, signals::Request::Reload) => self.reload(signal),
-            Event::Signal(_, signals::Request::Child) | Event::Successor => {
+            Event::Asked(asker, _) => self.reload(asker),
+            Event::Child | Event::Successor => {
                 let died = has_died(&mut successor);
                 if died || successor.said() == Some(Word::Stopping) {
                     return self.go_back(successor);
@@ -294,18 +312,14 @@ impl Process {
         probation: Instant,
     ) -> State {
         match event {
-            Event::Signal(signal, signals::Request::Restart | signals::Request::Reload) => {
-                if !self.pass_on(signal) {
-                    log::warn!("{signal}: refused, this process is draining");
-                }
-            }
-            Event::Signal(signal, signals::Request::Stop) => {
-                self.pass_on(signal);
-                log::info!("{signal}: closing idle connections, {}", self.open());
+            Event::Asked(asker, Request::Stop) => {
+                self.pass_on(&asker, Request::Stop);
+                log::info!("{asker}: closing idle connections, {}", self.open());
+                asker.tell("ok");
                 self.server.close_idle();
                 return State::Stopping { deadline };
             }
-            Event::Signal(_, signals::Request::Child) | Event::Successor => {
+            Event::Child | Event::Successor => {
                 if let Some(died) = successor.take_if(has_died) {
                     return self.take_back(died);
                 }
@@ -315,6 +329,7 @@ impl Process {
                     self.server.leave_sockets();
                 }
             }
+            Event::Asked(asker, request) => self.pass_on_or_refuse(asker, request),
             Event::Drained if self.server.open() > 0 => {}
             Event::Drained => return self.stay(successor, probation),
             Event::Deadline => {
@@ -339,17 +354,13 @@ impl Process {
 
     fn on_probation(&mut self, event: Event, mut successor: Successor, deadline: Instant) -> State {
         match event {
-            Event::Signal(signal, signals::Request::Restart | signals::Request::Reload) => {
-                if !self.pass_on(signal) {
-                    log::warn!("{signal}: refused, this process has handed over to {}", successor.pid());
-                }
-            }
-            Event::Signal(signal, signals::Request::Stop) => {
-                self.pass_on(signal);
-                log::info!("{signal}: stopping");
+            Event::Asked(asker, Request::Stop) => {
+                self.pass_on(&asker, Request::Stop);
+                log::info!("{asker}: stopping");
+                asker.tell("ok");
                 return self.leave();
             }
-            Event::Signal(_, signals::Request::Child) | Event::Successor => {
+            Event::Child | Event::Successor => {
                 if has_died(&mut successor) {
                     return self.take_back(successor);
                 }
@@ -358,6 +369,7 @@ impl Process {
                     return self.leave();
                 }
             }
+            Event::Asked(asker, request) => self.pass_on_or_refuse(asker, request),
             Event::Drained => {}
             Event::Deadline => return self.leave(),
         }
@@ -374,16 +386,18 @@ impl Process {
         State::Running
     }
 
-    fn stop(&mut self, signal: Signal) -> State {
+    fn stop(&mut self, asker: Asker) -> State {
         let overlapped = self.is_overlapped();
         self.tell_predecessor(Word::Stopping);
         if overlapped {
-            log::info!("{signal}: the predecessor of this process goes on alone");
+            log::info!("{asker}: the predecessor of this process goes on alone");
+            asker.tell("ok");
             return self.drain_for_another();
         }
         systemd::stopping();
         self.server.close();
-        log::info!("{signal}: stopping, {}", self.open());
+        log::info!("{asker}: stopping, {}", self.open());
+        asker.tell("ok");
         self.server.close_idle();
         State::Stopping { deadline: after(self.options.drain_timeout) }
     }
@@ -395,12 +409,10 @@ impl Process {
 
     fn stopping(&mut self, event: Event, deadline: Instant) -> State {
         match event {
-            Event::Signal(signal, signals::Request::Restart | signals::Request::Reload) => {
-                log::warn!("{signal}: refused, this process is stopping");
-            }
-            Event::Signal(signal, signals::Request::Stop) => {
-                self.pass_on(signal);
-                self.cut(&format!("{signal} again"));
+            Event::Asked(asker, Request::Stop) => {
+                self.pass_on(&asker, Request::Stop);
+                self.cut(&format!("{asker} again"));
+                asker.tell("ok");
                 return self.leave();
             }
             Event::Drained if self.server.open() == 0 => return self.leave(),
@@ -408,6 +420,7 @@ impl Process {
                 self.cut("the drain deadline has passed");
                 return self.leave();
             }
+            Event::Asked(asker, _) => asker.refuse("this process is stopping"),
             _ => {}
         }
         State::Stopping { deadline }
@@ -437,11 +450,9 @@ impl Process {
         State::Keeping { last }
     }
 
-    fn keeping(&mut self, event: &Event, mut last: Option<ExitStatus>) -> State {
-        if let Event::Signal(signal, request) = event
-            && *request != signals::Request::Child
-        {
-            self.pass_on(*signal);
+    fn keeping(&mut self, event: Event, mut last: Option<ExitStatus>) -> State {
+        if let Event::Asked(asker, request) = event {
+            self.pass_on_or_refuse(asker, request);
         }
         if family::reap(&mut last) == Family::Alive {
             return State::Keeping { last };
@@ -450,53 +461,94 @@ impl Process {
         State::Ended { last }
     }
 
-    /// Whoever watches a process that stays means its successors, too; whether they have got the signal.
-    fn pass_on(&self, signal: Signal) -> bool {
+    fn pass_on_or_refuse(&self, asker: Asker, request: Request) {
+        if self.stays {
+            self.pass_on(&asker, request);
+            asker.tell("ok");
+        } else {
+            asker.refuse("this process has handed over and is draining");
+        }
+    }
+
+    /// Whoever watches a process that stays means its successors, too.
+    fn pass_on(&self, asker: &Asker, request: Request) {
         if self.stays {
             let members = family::members(self.first_socket);
-            log::info!("{signal}: passed on to {members:?}");
-            family::signal(&members, signal);
+            log::info!("{asker}: passed on to {members:?}");
+            family::signal(&members, asker.signal(request));
         }
-        self.stays
     }
 
     /// Takes over what has changed in the configuration, as far as that is possible in place.
-    fn reload(&mut self, signal: Signal) {
-        self.reload_configuration(signal);
+    fn reload(&mut self, asker: Asker) {
+        systemd::reloading();
+        match self.reload_configuration() {
+            Ok(()) => {
+                log::info!("{asker}: configuration reloaded");
+                asker.tell("ok");
+            }
+            Err(error) => {
+                log::error!("{asker}: nothing is changed: {error}");
+                asker.tell(format_args!("error: nothing is changed: {error}"));
+            }
+        }
         systemd::ready();
     }
 
-    fn reload_configuration(&mut self, signal: Signal) {
+    fn reload_configuration(&mut self) -> Result<(), String> {
         let mut options = self.options.clone();
-        systemd::reloading();
         let reloaded = catch_unwind(AssertUnwindSafe(|| self.handler.reload(&mut options)));
-        match reloaded.unwrap_or_else(|_| Err("the handler panicked".to_owned())) {
-            Err(error) => return log::error!("{signal}: nothing is changed: {error}"),
-            Ok(()) => log::info!("{signal}: configuration reloaded"),
-        }
+        reloaded.unwrap_or_else(|_| Err("the handler panicked".to_owned()))?;
         for name in options.keep_what_needs_a_handover(&self.options) {
             log::warn!("a change of {name} needs a handover");
         }
         *self.limits.write().unwrap_or_else(PoisonError::into_inner) = options.limits;
         self.options = options;
+        Ok(())
     }
 
-    /// Waits for the next event, at most until the deadline.
-    fn next(&mut self, inbox: &Receiver<Event>, deadline: Option<Instant>) -> Event {
-        let received = match deadline {
-            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(deadline) => inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
-        };
-        match received {
-            Ok(event) => {
-                if matches!(event, Event::Signal(_, signals::Request::Child)) {
-                    self.retired.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+    /// Waits for the next event that may mean a change, at most until the state's deadline.
+    fn next(&mut self, inbox: &Receiver<Event>, state: &State) -> Event {
+        loop {
+            let received = match state.deadline() {
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(deadline) => inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            };
+            match received {
+                Ok(Event::Asked(asker, Request::Status)) => asker.tell(self.status(state)),
+                Ok(event) => {
+                    if matches!(event, Event::Child) {
+                        self.retired.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+                    }
+                    return event;
                 }
-                event
+                Err(RecvTimeoutError::Timeout) => return Event::Deadline,
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the process itself holds a sender"),
             }
-            Err(RecvTimeoutError::Timeout) => Event::Deadline,
-            Err(RecvTimeoutError::Disconnected) => unreachable!("the process itself holds a sender"),
         }
+    }
+
+    fn status(&self, state: &State) -> String {
+        let state = match state {
+            State::Running => "running",
+            State::HandingOver { .. } => "handing-over",
+            State::Overlapping { .. } => "overlapping",
+            State::Draining { .. } => "draining",
+            State::OnProbation { .. } => "on-probation",
+            State::Stopping { .. } => "stopping",
+            State::Keeping { .. } => "keeping",
+            State::Ended { .. } => "ended",
+        };
+        format!(
+            "pid={} state={state} version={} uptime={}s connections={} in-flight={} generation={} executable={}",
+            process::id(),
+            self.options.version,
+            self.started.elapsed().as_secs(),
+            self.server.open(),
+            self.server.in_flight(),
+            self.generation,
+            self.executable.display(),
+        )
     }
 
     fn open(&self) -> String {
@@ -519,7 +571,22 @@ impl Process {
         {
             log::error!("cannot write the PID file {}: {error}", pid_file.path().display());
         }
+        self.open_control();
         systemd::ready();
+    }
+
+    /// Puts this process's control socket in its place, if it is not there.
+    fn open_control(&mut self) {
+        let Some(path) = &self.options.control else { return };
+        if self.control.as_ref().is_some_and(Control::is_in_place) {
+            return;
+        }
+        let events = self.events.clone();
+        let ask = move |asker, request| drop(events.send(Event::Asked(asker, request)));
+        match Control::start(path, true, ask) {
+            Ok(control) => self.control = Some(control),
+            Err(error) => log::error!("cannot listen for requests on {}: {error}", path.display()),
+        }
     }
 }
 

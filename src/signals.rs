@@ -6,28 +6,26 @@ use std::thread::{self, JoinHandle};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use signal_hook::iterator::{Handle, Signals as Incoming};
 
-/// What a signal asks for.
+use crate::asker::Request;
+
+/// What a signal means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Request {
-    /// Hand over to a successor.
-    Restart,
-    /// Answer what is in flight and end.
-    Stop,
-    /// Read the configuration again.
-    Reload,
-    /// A child has changed its state; which one, the event does not tell.
+pub(crate) enum Meaning {
+    /// Somebody asks for something.
+    Asked(Request),
+    /// A child has changed its state; which one, the signal does not tell.
     Child,
 }
 
-/// The signals that are handled, and what each asks for.
-const HANDLED: [(Signal, Request); 7] = [
-    (Signal::SIGUSR2, Request::Restart),
-    (Signal::SIGHUP, Request::Restart),
-    (Signal::SIGINT, Request::Stop),
-    (Signal::SIGTERM, Request::Stop),
-    (Signal::SIGQUIT, Request::Stop),
-    (Signal::SIGUSR1, Request::Reload),
-    (Signal::SIGCHLD, Request::Child),
+/// The signals that are handled, and what each means.
+const HANDLED: [(Signal, Meaning); 7] = [
+    (Signal::SIGUSR2, Meaning::Asked(Request::Restart)),
+    (Signal::SIGHUP, Meaning::Asked(Request::Restart)),
+    (Signal::SIGINT, Meaning::Asked(Request::Stop)),
+    (Signal::SIGTERM, Meaning::Asked(Request::Stop)),
+    (Signal::SIGQUIT, Meaning::Asked(Request::Stop)),
+    (Signal::SIGUSR1, Meaning::Asked(Request::Reload)),
+    (Signal::SIGCHLD, Meaning::Child),
 ];
 
 /// The thread that waits for signals; dropping this ends it.
@@ -41,16 +39,16 @@ impl Signals {
     /// `report` with each signal.
     ///
     /// A SIGHUP that is ignored now stays ignored: that is how nohup(1) asks to survive the terminal.
-    pub(crate) fn listen(report: impl Fn(Signal, Request) + Send + 'static) -> io::Result<Signals> {
+    pub(crate) fn listen(report: impl Fn(Signal, Meaning) + Send + 'static) -> io::Result<Signals> {
         let hangup_ignored = is_ignored(Signal::SIGHUP);
         let handled = HANDLED.iter().filter(|(signal, _)| !(hangup_ignored && *signal == Signal::SIGHUP));
         let mut incoming = Incoming::new(handled.map(|(signal, _)| *signal as i32))?;
         let handle = incoming.handle();
         let thread = thread::Builder::new().name("signals".to_owned()).spawn(move || {
             for number in incoming.forever() {
-                if let Some(&(signal, request)) = HANDLED.iter().find(|(signal, _)| *signal as i32 == number)
+                if let Some(&(signal, meaning)) = HANDLED.iter().find(|(signal, _)| *signal as i32 == number)
                 {
-                    report(signal, request);
+                    report(signal, meaning);
                 }
             }
         })?;

@@ -7,10 +7,13 @@ use std::io::Write;
 use std::process;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, RwLock};
+use std::time::Instant;
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::stat::fstat;
 
+use crate::asker::Asker;
+use crate::control::{self, Control};
 use crate::descriptor::{self, Limit};
 use crate::error::Error;
 use crate::http::{self, Handler};
@@ -22,7 +25,7 @@ use crate::predecessor::Predecessor;
 use crate::process::{Event, Process};
 use crate::program::Program;
 use crate::server::Server;
-use crate::signals::Signals;
+use crate::signals::{Meaning, Signals};
 use crate::systemd;
 use crate::words::Word;
 
@@ -42,7 +45,7 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
     let system = |attempt| move |source| Error::System { attempt, source };
     // Without /proc, or once the file has gone, it is known by its name only.
     let executable = env::current_exe().unwrap_or_default();
-    let executable = executable.display();
+    let started = Instant::now();
     let program = Program::of_successor().map_err(system("find out which program this is"))?;
 
     // What was handed over is taken before anything else is opened, so that nothing else has its numbers.
@@ -89,8 +92,13 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         move |event| drop(events.send(event))
     };
     let post_signal = post(&events);
-    let _signals = Signals::listen(move |signal, request| post_signal(Event::Signal(signal, request)))
-        .map_err(system("handle signals"))?;
+    let _signals = Signals::listen(move |signal, meaning| {
+        post_signal(match meaning {
+            Meaning::Asked(request) => Event::Asked(Asker::by_signal(signal), request),
+            Meaning::Child => Event::Child,
+        });
+    })
+    .map_err(system("handle signals"))?;
 
     let limits = Arc::new(RwLock::new(options.limits));
     let handler: Arc<dyn Handler> = Arc::new(handler);
@@ -108,6 +116,21 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         None => None,
     };
 
+    let mut generation = 1;
+    let control = match &options.control {
+        Some(path) => {
+            if predecessor.is_some() {
+                generation += control::generation(path);
+            }
+            let post_asked = post(&events);
+            let ask = move |asker, request| post_asked(Event::Asked(asker, request));
+            let control = Control::start(path, predecessor.is_some(), ask)
+                .map_err(|source| Error::Control { path: path.clone(), source })?;
+            Some(control)
+        }
+        None => None,
+    };
+
     let mut process = Process {
         options,
         program,
@@ -120,6 +143,10 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         predecessor,
         stays,
         first_socket,
+        control,
+        executable,
+        started,
+        generation,
         retired: Vec::new(),
         events,
         cut: 0,
@@ -134,6 +161,7 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
     // first it says that it is ready, then it accepts. Until then connections wait in the sockets' queues.
     process.tell_predecessor(Word::Ready);
     process.server.accept();
-    log::info!("process {} is ready, version {}, {}", process::id(), process.options.version, executable);
+    let (version, executable) = (&process.options.version, process.executable.display());
+    log::info!("process {} is ready, version {version}, {executable}", process::id());
     Ok(process.run(&inbox))
 }

@@ -160,7 +160,7 @@ pub(crate) enum End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            End::Killed => write!(f, "was killed for that"),
+            End::Killed => write!(f, "was killed"),
             End::ByItself(status) => match (status.code(), status.signal().map(Signal::try_from)) {
                 (Some(code), _) => write!(f, "exited with status {code}"),
                 (None, Some(Ok(signal))) => write!(f, "was killed by {signal}"),

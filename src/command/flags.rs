@@ -31,6 +31,9 @@ Options:
       --overlap                After a handover let both processes serve until one is stopped
       --stay                   Stay, as the process that a supervisor watches, after handovers
       --ready-fd N             Write a newline to descriptor N when the first process is ready
+      --control PATH           Listen for requests on the Unix socket PATH
+  -s, --signal REQUEST         Send status, restart, reload or stop to the process at --control,
+                               print its answer, and exit with 0, or 1 if that is an error
       --max-connections N      Serve at most N connections at a time [1024]
       --head-timeout TIME      Time for a whole request head [10s]
       --idle-timeout TIME      Time between two requests on a connection [75s]
@@ -55,9 +58,11 @@ RUST_LOG, if it is set, decides what is logged, instead of --log-level and --acc
 /// What the command line asks for.
 pub(crate) enum Asked {
     /// To serve like this.
-    ToServe(CommandLine),
+    Serve(CommandLine),
+    /// To ask the process at the control socket.
+    Send { request: String, command_line: CommandLine },
     /// To print this and nothing else.
-    ToPrint(String),
+    Print(String),
 }
 
 /// A command line: what it sets, and the file that sets more.
@@ -86,7 +91,7 @@ struct Entry {
 }
 
 /// The options that have a value.
-const WITH_VALUE: [&str; 15] = [
+const WITH_VALUE: [&str; 17] = [
     "listen",
     "socket-mode",
     "message",
@@ -101,6 +106,8 @@ const WITH_VALUE: [&str; 15] = [
     "write-timeout",
     "log-level",
     "ready-fd",
+    "control",
+    "signal",
     "config",
 ];
 
@@ -108,17 +115,19 @@ const WITH_VALUE: [&str; 15] = [
 const WITHOUT_VALUE: [&str; 4] = ["graceful", "overlap", "stay", "access-log"];
 
 /// Those that make sense on the command line only.
-const NOT_IN_FILE: [&str; 2] = ["graceful", "config"];
+const NOT_IN_FILE: [&str; 3] = ["graceful", "config", "signal"];
 
 /// Understands the command line.
 pub(crate) fn parse(mut parser: Parser) -> Result<Asked, lexopt::Error> {
     let mut command_line = CommandLine::default();
+    let mut request = None;
     while let Some(argument) = parser.next()? {
         let name = match argument {
-            Arg::Short('h') | Arg::Long("help") => return Ok(Asked::ToPrint(HELP.to_owned())),
+            Arg::Short('h') | Arg::Long("help") => return Ok(Asked::Print(HELP.to_owned())),
             Arg::Short('V') | Arg::Long("version") => {
-                return Ok(Asked::ToPrint(format!("handover {}\n", env!("CARGO_PKG_VERSION"))));
+                return Ok(Asked::Print(format!("handover {}\n", env!("CARGO_PKG_VERSION"))));
             }
+            Arg::Short('s') => Some("signal"),
             Arg::Long(name) => known(name),
             _ => None,
         };
@@ -126,13 +135,18 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Asked, lexopt::Error> {
         let value = if WITHOUT_VALUE.contains(&name) { "true".into() } else { parser.value()? };
         if name == "config" {
             command_line.config = Some(value.into());
+        } else if name == "signal" {
+            request = Some(value.string()?);
         } else {
             let entry = Entry { name, value };
             Settings::default().set(&entry).map_err(|error| format!("--{name}: {error}"))?;
             command_line.entries.push(entry);
         }
     }
-    Ok(Asked::ToServe(command_line))
+    Ok(match request {
+        Some(request) => Asked::Send { request, command_line },
+        None => Asked::Serve(command_line),
+    })
 }
 
 fn known(name: &str) -> Option<&'static str> {
@@ -196,11 +210,17 @@ impl Settings {
 
     fn set(&mut self, entry: &Entry) -> Result<(), String> {
         let Entry { name, value } = entry;
-        let Options { limits, .. } = &mut self.options;
-        if *name == "pid-file" {
-            self.options.pid_file = Some(value.into());
+        // A path need not be text.
+        let path = match *name {
+            "pid-file" => Some(&mut self.options.pid_file),
+            "control" => Some(&mut self.options.control),
+            _ => None,
+        };
+        if let Some(path) = path {
+            *path = Some(value.into());
             return Ok(());
         }
+        let limits = &mut self.options.limits;
         let value = value.clone().string().map_err(|error| error.to_string())?;
         let invalid = |expected: &str| format!("invalid value {value:?}, expected {expected}");
         let duration =
@@ -273,8 +293,8 @@ mod tests {
 
     fn settings(arguments: &[&str]) -> Result<Settings, String> {
         match parse(Parser::from_args(arguments)) {
-            Ok(Asked::ToServe(command_line)) => command_line.settings(),
-            Ok(Asked::ToPrint(text)) => Err(text),
+            Ok(Asked::Serve(command_line)) => command_line.settings(),
+            Ok(Asked::Print(text) | Asked::Send { request: text, .. }) => Err(text),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -301,8 +321,8 @@ mod tests {
         let manual = include_str!("../../man/handover.1");
         for name in WITH_VALUE.into_iter().chain(WITHOUT_VALUE) {
             assert!(HELP.contains(&format!(" --{name} ")), "--{name} is not in the help");
-            let item = format!("\n.It Fl -{name}");
-            assert!(manual.contains(&item), "--{name} is not in the manual");
+            let item = |line: &str| line.starts_with(".It Fl ") && line.contains(&format!("Fl -{name}"));
+            assert!(manual.lines().any(item), "--{name} is not in the manual");
         }
     }
 

@@ -121,14 +121,14 @@ fn the_file_is_truncated() {
 fn it_exits_with_an_error() {
     let replaceable = Replaceable::start(&[]);
     replaceable.install_script("exit 1");
-    replaceable.fails("closed its pipe before it was ready; it exited with status 1");
+    replaceable.fails("exited with status 1 before it was ready");
 }
 
 #[test]
 fn it_exits_without_an_error() {
     let replaceable = Replaceable::start(&[]);
     replaceable.install_script("exit 0");
-    replaceable.fails("closed its pipe before it was ready; it exited with status 0");
+    replaceable.fails("exited with status 0 before it was ready");
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn it_exits_while_a_helper_keeps_the_pipe_open() {
     let helper = replaceable.server.directory.join("helper");
     // The helper leaves the process group, so that it is not counted among the server's processes.
     replaceable.install_script(&format!("setsid sleep 60 & echo $! > {}; exit 3", helper.display()));
-    replaceable.fails("ended before it was ready; it exited with status 3");
+    replaceable.fails("exited with status 3 before it was ready");
     let helper = fs::read_to_string(helper).unwrap().trim().parse().unwrap();
     signal_process(helper, Signal::SIGKILL);
 }
@@ -146,28 +146,28 @@ fn it_exits_while_a_helper_keeps_the_pipe_open() {
 fn it_hangs() {
     let replaceable = Replaceable::start(&["--ready-timeout", "500ms"]);
     replaceable.install_script("exec sleep 60");
-    replaceable.fails("was not ready within 500ms; it was killed for that");
+    replaceable.fails("was not ready within 500ms, and was killed");
 }
 
 #[test]
 fn it_closes_the_pipe_and_hangs() {
     let replaceable = Replaceable::start(&[]);
     replaceable.install_script("exec 4>&-; exec sleep 60");
-    replaceable.fails("closed its pipe before it was ready; it was killed for that");
+    replaceable.fails("closed its pipe before it was ready, and was killed");
 }
 
 #[test]
 fn it_says_something_else() {
     let replaceable = Replaceable::start(&[]);
     replaceable.install_script("echo hello >&4; exec sleep 60");
-    replaceable.fails("said \"hello\" instead of \"ready\"; it was killed for that");
+    replaceable.fails("said \"hello\" instead of \"ready\", and was killed");
 }
 
 #[test]
 fn it_says_too_much() {
     let replaceable = Replaceable::start(&[]);
     replaceable.install_script("head -c 100000 /dev/zero >&4; exec sleep 60");
-    replaceable.fails("instead of \"ready\"; it was killed for that");
+    replaceable.fails("instead of \"ready\", and was killed");
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn it_says_half_a_word() {
 fn it_is_killed_by_a_signal() {
     let replaceable = Replaceable::start(&[]);
     replaceable.install_script("kill -SEGV $$");
-    replaceable.fails("it was killed by SIGSEGV");
+    replaceable.fails("was killed by SIGSEGV before it was ready");
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn it_is_killed_by_somebody_else() {
     let replaceable = Replaceable::start(&[]);
     replaceable.install_script("exec sleep 60");
     let server = &replaceable.server;
-    replaceable.fails_during("it was killed by SIGKILL", || {
+    replaceable.fails_during("was killed by SIGKILL before it was ready", || {
         server.expect("started successor");
         signal_process(server.expect_child(server.first()), Signal::SIGKILL);
     });
@@ -201,7 +201,7 @@ fn it_is_asked_for_another_address() {
     let good = replaceable.server.directory.join("good");
     install(Path::new(BINARY), &good);
     replaceable.install_script(&format!("exec {} --graceful --listen 127.0.0.1:1", good.display()));
-    replaceable.fails("it exited with status 1");
+    replaceable.fails("exited with status 1");
     let address = replaceable.server.address;
     replaceable.server.expect(&format!(
         "cannot take over the listening socket at descriptor 3: it listens on {address}, not on 127.0.0.1:1"
@@ -214,7 +214,7 @@ fn its_flags_are_wrong() {
     let good = replaceable.server.directory.join("good");
     install(Path::new(BINARY), &good);
     replaceable.install_script(&format!("exec {} --graceful --no-such-flag", good.display()));
-    replaceable.fails("it exited with status 2");
+    replaceable.fails("exited with status 2");
     replaceable.server.expect("handover: invalid option '--no-such-flag'");
 }
 
@@ -232,7 +232,7 @@ fn its_pid_file_cannot_be_written() {
     server.signal(Signal::SIGUSR2);
     server.expect("cannot write the PID file");
     let line = server.expect("handover failed: ");
-    assert!(line.contains("it exited with status 1"), "{line}");
+    assert!(line.contains("exited with status 1"), "{line}");
     assert_eq!(server.hello(), server.first());
     fs::create_dir(&run).unwrap();
     let successor = server.hand_over();
@@ -251,7 +251,7 @@ fn a_stop_ends_an_unready_successor_first() {
     server.expect("started successor");
     let successor = server.expect_child(server.first());
     server.signal(Signal::SIGTERM);
-    server.expect(&format!("successor {successor} was not ready when SIGTERM came; it was killed for that"));
+    server.expect(&format!("successor {successor} was not ready when SIGTERM came, and was killed"));
     assert_eq!(server.processes(), [server.first()]);
     assert_eq!(client.receive().unwrap().status, 200);
     drop(client);
@@ -278,7 +278,7 @@ fn a_restart_and_a_stop_at_the_same_time_lose_nothing() {
         assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
         // Either the successor was ready, and serves, or it is gone.
         match server.processes()[..] {
-            [] => assert!(server.log().contains("was killed for that")),
+            [] => assert!(server.log().contains("and was killed")),
             [successor] => assert_eq!(server.hello(), successor),
             ref several => panic!("{several:?}"),
         }

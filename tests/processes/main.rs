@@ -2,6 +2,7 @@
 //! its descriptors and its exit status are looked at.
 
 mod client;
+mod control;
 mod drain;
 mod failed_successor;
 mod handover;

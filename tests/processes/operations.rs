@@ -83,7 +83,7 @@ fn a_bad_file_changes_nothing() {
     server.signal(Signal::SIGUSR2);
     server.expect(&format!("handover: {}:2: unknown option \"nonsense\"", path.display()));
     let line = server.expect("handover failed: ");
-    assert!(line.contains("it exited with status 2"), "{line}");
+    assert!(line.contains("exited with status 2"), "{line}");
     assert_eq!(server.get("/"), "good");
 
     fs::remove_file(&path).unwrap();

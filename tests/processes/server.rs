@@ -197,6 +197,11 @@ impl Server {
         signal_process(self.serving(), signal);
     }
 
+    /// Sends a signal to the process that was started.
+    pub fn signal_first(&self, signal: Signal) {
+        signal_process(self.first, signal);
+    }
+
     /// Hands over, and returns the successor once the handover is decided.
     pub fn hand_over(&self) -> u32 {
         self.signal(Signal::SIGUSR2);
