@@ -21,6 +21,7 @@ use nix::unistd::geteuid;
 
 use crate::address::UnixFile;
 use crate::asker::{Asker, Request};
+use crate::takeover;
 
 /// The permissions of the socket: its owner's only.
 const MODE: u32 = 0o600;
@@ -35,11 +36,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// The requests, as they are written.
-const REQUESTS: [(&str, Request); 4] = [
+const REQUESTS: [(&str, Request); 5] = [
     ("status", Request::Status),
     ("restart", Request::Restart),
     ("reload", Request::Reload),
     ("stop", Request::Stop),
+    (takeover::REQUEST, Request::TakeOver),
 ];
 
 /// A control socket that is served. Dropping it waits for answers that are on their way, and removes the
@@ -133,6 +135,12 @@ fn serve(stream: UnixStream, ask: &impl Fn(Asker, Request)) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let answer = match request(&stream) {
+        Ok(Request::TakeOver) => {
+            // What is said on this connection from now on is between the two processes.
+            stream.set_read_timeout(None)?;
+            ask(Asker::taking_over(stream), Request::TakeOver);
+            return Ok(());
+        }
         Ok(request) => {
             let (answer, answered) = mpsc::channel();
             ask(Asker::waiting(answer), request);

@@ -61,6 +61,14 @@ pub(crate) fn inherited(number: RawFd) -> Option<OwnedFd> {
     Some(descriptor)
 }
 
+/// Takes ownership of a descriptor that has just come through a Unix socket.
+#[allow(unsafe_code)]
+pub(crate) fn received(number: RawFd) -> OwnedFd {
+    // SAFETY: the only caller has it from recvmsg(2), which has opened it for this process a moment ago, and
+    // has told nobody else the number.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
 /// Occupies those of the agreed numbers for so many sockets that are still free, for as long as the result
 /// lives.
 ///

@@ -24,6 +24,18 @@ pub enum Error {
         /// What is wrong with it, for example `it is not a socket`.
         reason: String,
     },
+    /// A process that was asked for its listening sockets has other ones.
+    Mismatch {
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// A process could not be asked for its listening sockets, or serves on.
+    Ask {
+        /// Its control socket.
+        path: PathBuf,
+        /// What it has said, or what has gone wrong.
+        source: io::Error,
+    },
     /// The descriptor that is to be told of the readiness is not there.
     ReadyFd {
         /// Its number.
@@ -59,6 +71,10 @@ impl fmt::Display for Error {
             Error::TakeOver { number, reason } => {
                 write!(f, "cannot take over the listening socket at descriptor {number}: {reason}")
             }
+            Error::Mismatch { reason } => write!(f, "cannot take over the listening sockets: {reason}"),
+            Error::Ask { path, source } => {
+                write!(f, "cannot take over from the process at {}: {source}", path.display())
+            }
             Error::ReadyFd { number } => {
                 write!(
                     f,
@@ -80,10 +96,11 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Listen { source, .. }
+            | Error::Ask { source, .. }
             | Error::Control { source, .. }
             | Error::PidFile { source, .. }
             | Error::System { source, .. } => Some(source),
-            Error::TakeOver { .. } | Error::ReadyFd { .. } => None,
+            Error::TakeOver { .. } | Error::Mismatch { .. } | Error::ReadyFd { .. } => None,
         }
     }
 }

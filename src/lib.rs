@@ -58,6 +58,7 @@ mod asker;
 mod connection;
 mod control;
 mod descriptor;
+mod ear;
 mod error;
 mod family;
 mod http;
@@ -74,6 +75,7 @@ mod signals;
 mod start;
 mod successor;
 mod systemd;
+mod takeover;
 mod words;
 mod workers;
 

@@ -6,7 +6,7 @@
 //! accepted yet. It is therefore always non-blocking, and never shut down.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::{fs, io};
 
@@ -107,13 +107,58 @@ impl Listener {
         Ok(listeners)
     }
 
+    /// Takes over sockets that have come from a process that is not the parent, if they are what is asked
+    /// for.
+    ///
+    /// # Errors
+    ///
+    /// As for [`take_over_all`](Self::take_over_all).
+    pub(crate) fn adopt_all(asked: &[String], sockets: Vec<OwnedFd>) -> Result<Vec<Listener>, Error> {
+        let mut listeners = Vec::new();
+        let mut sockets =
+            sockets.into_iter().map(Listener::checked).collect::<Result<Vec<_>, _>>()?.into_iter().peekable();
+        for text in asked {
+            let error = |source| Error::Listen { address: text.clone(), source };
+            let wanted = Address::resolve(text).map_err(error)?;
+            let is_wanted =
+                |listener: &Listener| wanted.iter().any(|wanted| wanted.is_asked_for_by(&listener.address));
+            let first = listeners.len();
+            while listeners.len() < first + wanted.len()
+                && let Some(listener) = sockets.next_if(is_wanted)
+            {
+                listeners.push(listener);
+            }
+            if listeners.len() == first {
+                let got =
+                    sockets.peek().map_or("nothing".to_owned(), |listener| listener.address.to_string());
+                return Err(Error::Mismatch { reason: format!("it listens on {got}, not on {text}") });
+            }
+        }
+        match sockets.next() {
+            None => Ok(listeners),
+            Some(Listener { address, .. }) => {
+                let reason = format!("it listens on {address}, which nobody has asked for");
+                Err(Error::Mismatch { reason })
+            }
+        }
+    }
+
     fn take_over(number: i32) -> Result<Listener, Error> {
-        let refuse = |reason: String| Error::TakeOver { number, reason };
+        let missing = || "no such descriptor was handed to this process".to_owned();
+        let socket =
+            descriptor::inherited(number).ok_or_else(|| Error::TakeOver { number, reason: missing() })?;
+        Listener::checked(socket).map_err(|error| match error {
+            Error::Mismatch { reason } => Error::TakeOver { number, reason },
+            error => error,
+        })
+    }
+
+    /// A socket that somebody else has opened, once it is known to be a listening one.
+    fn checked(socket: OwnedFd) -> Result<Listener, Error> {
+        let refuse = |reason: String| Error::Mismatch { reason };
         let system = |source: io::Error| refuse(source.to_string());
 
-        let socket = descriptor::inherited(number)
-            .ok_or_else(|| refuse("no such descriptor was handed to this process".to_owned()))?;
-        let family = match getsockname::<SockaddrStorage>(number) {
+        let family = match getsockname::<SockaddrStorage>(socket.as_raw_fd()) {
             Ok(name) => name.family(),
             Err(Errno::ENOTSOCK) => return Err(refuse("it is not a socket".to_owned())),
             Err(errno) => return Err(system(errno.into())),

@@ -49,6 +49,9 @@ pub struct Options {
     pub ready_fd: Option<i32>,
     /// Where to listen for requests, which are answered; see [`ask`](crate::ask). Default: nowhere.
     pub control: Option<PathBuf>,
+    /// Ask the process that serves [`control`](Self::control) for its listening sockets, and succeed it,
+    /// instead of binding them. If there is none, they are bound. Default: `false`.
+    pub takeover: bool,
     /// What a client may take up.
     pub limits: Limits,
     /// The version of the program, for the log. Default: that of this library.
@@ -95,6 +98,7 @@ impl Options {
         keep("control", &mut self.control, &present.control, &mut names);
         keep("ready-fd", &mut self.ready_fd, &present.ready_fd, &mut names);
         self.graceful = present.graceful;
+        self.takeover = present.takeover;
         names
     }
 }
@@ -120,6 +124,7 @@ impl Default for Options {
             stay: false,
             ready_fd: None,
             control: None,
+            takeover: false,
             limits: Limits::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

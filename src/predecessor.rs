@@ -1,15 +1,17 @@
 //! The process before this one, seen through the pipe behind the listening sockets.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, fstat};
 
 use crate::descriptor;
+use crate::takeover;
 use crate::words::Word;
 
 /// The predecessor, while there may be one.
@@ -17,6 +19,8 @@ pub(crate) struct Predecessor {
     /// Only the end of the process closes it, because that is what its end of file tells the predecessor:
     /// one that hears it earlier kills this process, which may be about to say why it cannot serve.
     pipe: ManuallyDrop<File>,
+    /// It has not started this process, and has to be waited for before connections are accepted.
+    is_stranger: bool,
 }
 
 impl Predecessor {
@@ -26,11 +30,27 @@ impl Predecessor {
         let descriptor = descriptor::inherited(descriptor::first_free(sockets) - 1)?;
         if is_write_end_of_pipe(&descriptor) {
             let pipe = ManuallyDrop::new(File::from(descriptor));
-            return Some(Predecessor { pipe });
+            return Some(Predecessor { pipe, is_stranger: false });
         }
         // It was handed to the program for a purpose of its own, so it is not ours to close.
         let _ = descriptor.into_raw_fd();
         None
+    }
+
+    /// The process that has handed its sockets over through this connection.
+    pub(crate) fn connected(connection: UnixStream) -> Predecessor {
+        let pipe = ManuallyDrop::new(File::from(OwnedFd::from(connection)));
+        Predecessor { pipe, is_stranger: true }
+    }
+
+    /// Waits until it lets this process accept connections, which the one that has started this process
+    /// does from the beginning.
+    ///
+    /// # Errors
+    ///
+    /// It serves on.
+    pub(crate) fn wait_for_go(&self) -> io::Result<()> {
+        if self.is_stranger { takeover::wait_for_go(&*self.pipe) } else { Ok(()) }
     }
 
     /// Whether it is there: whether anybody holds the other end of the pipe.

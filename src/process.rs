@@ -10,11 +10,13 @@ use std::process::{self, Child, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
+use std::{io, mem};
 
 use crate::asker::{Asker, Request};
 use crate::connection::after;
 use crate::control::Control;
 use crate::descriptor::Limit;
+use crate::ear::Heard;
 use crate::family::{self, Family};
 use crate::http::Handler;
 use crate::listener::Listener;
@@ -24,7 +26,7 @@ use crate::pid_file::PidFile;
 use crate::predecessor::Predecessor;
 use crate::program::Program;
 use crate::server::Server;
-use crate::successor::{End, Heard, Successor};
+use crate::successor::{End, Successor};
 use crate::systemd;
 use crate::words::Word;
 
@@ -132,7 +134,7 @@ impl Process {
 
     fn running(&mut self, event: Event) -> State {
         match event {
-            Event::Asked(asker, Request::Restart) => return self.start_successor(asker),
+            Event::Asked(asker, Request::Restart | Request::TakeOver) => return self.find_successor(asker),
             Event::Asked(asker, Request::Stop) => return self.stop(asker),
             Event::Asked(asker, _) => self.reload(asker),
             Event::Child | Event::Successor | Event::Drained | Event::Deadline => {}
@@ -140,26 +142,36 @@ impl Process {
         State::Running
     }
 
-    fn start_successor(&mut self, asker: Asker) -> State {
+    /// Starts a successor, or takes the asker for it, if he has come to take over.
+    fn find_successor(&mut self, mut asker: Asker) -> State {
         if self.is_overlapped() {
             asker.refuse("the predecessor of this process runs beside it");
             return State::Running;
         }
-        log::info!("{asker}: handing over, starting {}", self.program.path.display());
         systemd::reloading();
         let sockets: Vec<_> = self.server.listeners().iter().map(Listener::as_fd).collect();
         let events = self.events.clone();
         let report = move || drop(events.send(Event::Successor));
-        match Successor::start(&self.program, &sockets, self.descriptors, report) {
+        let path = self.program.path.display();
+        let found = match asker.take_connection() {
+            Some(connection) => {
+                log::info!("{asker}: handing over to the process that asks");
+                Successor::adopt(connection, &sockets, report)
+            }
+            None => {
+                log::info!("{asker}: handing over, starting {path}");
+                Successor::start(&self.program, &sockets, self.descriptors, report)
+            }
+        };
+        match found {
             Ok(successor) => {
                 log::info!("started successor {}", successor.pid());
                 State::HandingOver { successor, deadline: after(self.options.ready_timeout), asker }
             }
             Err(error) => {
                 systemd::ready();
-                let reason = format!("cannot start {}: {error}", self.program.path.display());
-                log::error!("handover failed: {reason}");
-                asker.tell(format_args!("error: {reason}"));
+                log::error!("handover failed: cannot start {path}: {error}");
+                asker.tell(format_args!("error: cannot start {path}: {error}"));
                 State::Running
             }
         }
@@ -173,8 +185,8 @@ impl Process {
         asker: Asker,
     ) -> State {
         let reason = match &event {
-            Event::Asked(_, Request::Restart | Request::Reload | Request::Status) => None,
             Event::Asked(by, Request::Stop) => Some(format!("was not ready when {by} came")),
+            Event::Asked(..) => None,
             Event::Deadline => {
                 let timeout = humantime::format_duration(self.options.ready_timeout);
                 Some(format!("was not ready within {timeout}"))
@@ -194,7 +206,7 @@ impl Process {
         };
         let Some(reason) = reason else {
             match event {
-                Event::Asked(by, Request::Restart) => {
+                Event::Asked(by, Request::Restart | Request::TakeOver) => {
                     by.refuse(format_args!("successor {} is being started", successor.pid()));
                 }
                 Event::Asked(by, _) => self.reload(by),
@@ -217,6 +229,7 @@ impl Process {
     fn give_up(&mut self, successor: Successor, reason: &str) -> Result<String, Successor> {
         let pid = successor.pid();
         let failure = match (successor.end_unless_ready()?, reason) {
+            (End::Left, "") => "has left before it was ready".to_owned(),
             (End::Killed, "") => "closed its pipe before it was ready, and was killed".to_owned(),
             (end, "") => format!("{end} before it was ready"),
             (end, reason) => format!("{reason}, and {end}"),
@@ -230,6 +243,7 @@ impl Process {
     /// state as well.
     fn succeeded(&mut self, event: Event, successor: Successor, asker: Asker) -> State {
         let pid = successor.pid();
+        successor.let_go_on();
         let state = self.hand_over_or_overlap(event, successor);
         asker.tell(format_args!("ok {pid}"));
         state
@@ -251,14 +265,14 @@ impl Process {
 
     fn overlapping(&mut self, event: Event, mut successor: Successor) -> State {
         match event {
-            Event::Asked(asker, Request::Restart) => {
+            Event::Asked(asker, Request::Restart | Request::TakeOver) => {
                 asker.refuse(format_args!("successor {} runs beside this process", successor.pid()));
             }
             Event::Asked(asker, Request::Stop) => {
                 log::info!("{asker}: successor {} goes on alone", successor.pid());
                 asker.tell("ok");
                 self.tell_predecessor(Word::HandedOver);
-                self.retired.push(successor.retire());
+                self.retired.extend(successor.retire());
                 return self.drain_for_another();
             }
             Event::Asked(asker, _) => self.reload(asker),
@@ -276,7 +290,7 @@ impl Process {
     /// The successor has been told to stop, or has died: this process goes on as if it had never been.
     fn go_back(&mut self, successor: Successor) -> State {
         let pid = successor.pid();
-        self.retired.push(successor.retire());
+        self.retired.extend(successor.retire());
         self.be_the_one_that_serves();
         log::info!("successor {pid} is leaving; this process goes on alone");
         State::Running
@@ -325,7 +339,7 @@ impl Process {
                 }
                 // It has handed over, or was told to stop: its place will not have to be taken.
                 if let Some(left) = successor.take_if(|successor| successor.said() != Some(Word::Ready)) {
-                    self.retired.push(left.retire());
+                    self.retired.extend(left.retire());
                     self.server.leave_sockets();
                 }
             }
@@ -462,7 +476,7 @@ impl Process {
     }
 
     fn pass_on_or_refuse(&self, asker: Asker, request: Request) {
-        if self.stays {
+        if self.stays && request != Request::TakeOver {
             self.pass_on(&asker, request);
             asker.tell("ok");
         } else {
@@ -553,6 +567,18 @@ impl Process {
 
     fn open(&self) -> String {
         format!("open connections: {}, requests in flight: {}", self.server.open(), self.server.in_flight())
+    }
+
+    /// Waits until connections may be accepted. If they may not, the PID file is left to the process that
+    /// serves, and otherwise the control socket is taken from it.
+    pub(crate) fn wait_for_go(&mut self) -> io::Result<()> {
+        let Some(predecessor) = &self.predecessor else { return Ok(()) };
+        if let Err(error) = predecessor.wait_for_go() {
+            mem::forget(self.pid_file.take());
+            return Err(error);
+        }
+        self.open_control();
+        Ok(())
     }
 
     pub(crate) fn tell_predecessor(&mut self, word: Word) {

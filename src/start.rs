@@ -4,6 +4,8 @@
 use std::env;
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, RwLock};
@@ -27,6 +29,7 @@ use crate::program::Program;
 use crate::server::Server;
 use crate::signals::{Meaning, Signals};
 use crate::systemd;
+use crate::takeover;
 use crate::words::Word;
 
 /// Serves HTTP until the process has been stopped or has handed over, and its connections are finished.
@@ -50,6 +53,7 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
 
     // What was handed over is taken before anything else is opened, so that nothing else has its numbers.
     let activated = systemd::sockets().is_some();
+    let mut taken_over = false;
     let (listeners, predecessor) = if options.graceful || activated {
         let listeners = Listener::take_over_all(&options.listen)?;
         for (number, listener) in (descriptor::FIRST..).zip(&listeners) {
@@ -61,6 +65,13 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
             return Err(Error::TakeOver { number: descriptor::FIRST, reason });
         }
         (listeners, predecessor)
+    } else if let Some((connection, sockets)) = ask_for_sockets(&options)? {
+        let listeners = Listener::adopt_all(&options.listen, sockets)?;
+        for listener in &listeners {
+            log::info!("listening on a file descriptor of another process, {}", listener.address());
+        }
+        taken_over = true;
+        (listeners, Some(Predecessor::connected(connection)))
     } else {
         let listeners = Listener::bind_all(&options.listen, options.socket_mode)?;
         for listener in &listeners {
@@ -117,19 +128,19 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
     };
 
     let mut generation = 1;
-    let control = match &options.control {
-        Some(path) => {
-            if predecessor.is_some() {
-                generation += control::generation(path);
-            }
+    let mut control = None;
+    if let Some(path) = &options.control {
+        if predecessor.is_some() {
+            generation += control::generation(path);
+        }
+        // Who takes over leaves the socket to the process that serves until that has let it go on.
+        if !taken_over {
             let post_asked = post(&events);
             let ask = move |asker, request| post_asked(Event::Asked(asker, request));
-            let control = Control::start(path, predecessor.is_some(), ask)
-                .map_err(|source| Error::Control { path: path.clone(), source })?;
-            Some(control)
+            let started = Control::start(path, predecessor.is_some(), ask);
+            control = Some(started.map_err(|source| Error::Control { path: path.clone(), source })?);
         }
-        None => None,
-    };
+    }
 
     let mut process = Process {
         options,
@@ -160,8 +171,23 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
     // A process that is not ready is killed without a second thought, so it must not have a connection:
     // first it says that it is ready, then it accepts. Until then connections wait in the sockets' queues.
     process.tell_predecessor(Word::Ready);
+    if let Err(source) = process.wait_for_go() {
+        let path = process.options.control.take().unwrap_or_default();
+        return Err(Error::Ask { path, source });
+    }
     process.server.accept();
     let (version, executable) = (&process.options.version, process.executable.display());
     log::info!("process {} is ready, version {version}, {executable}", process::id());
     Ok(process.run(&inbox))
+}
+
+/// The sockets of the process that serves the control socket, and the connection to it, if they are to be
+/// taken over and there is such a process.
+fn ask_for_sockets(options: &Options) -> Result<Option<(UnixStream, Vec<OwnedFd>)>, Error> {
+    match &options.control {
+        Some(path) if options.takeover => {
+            takeover::ask(path).map_err(|source| Error::Ask { path: path.clone(), source })
+        }
+        _ => Ok(None),
+    }
 }

@@ -1,30 +1,32 @@
 //! The process after this one: starting it, hearing its words, watching it, killing it.
 
 use std::fmt;
-use std::io::{self, PipeReader, PipeWriter, Read};
+use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::descriptor::{self, Limit};
+use crate::ear::{Ear, Heard, Listening};
 use crate::program::Program;
 use crate::signals;
+use crate::takeover;
 use crate::words::Word;
 
-/// A started successor. Dropping it stops listening to it and does not touch the process.
+/// A successor. Dropping it stops listening to it and does not touch the process.
 pub(crate) struct Successor {
-    child: Child,
+    process: Process,
     ear: Arc<Ear>,
     /// Keeps the thread that listens.
     _listening: Listening,
@@ -32,21 +34,14 @@ pub(crate) struct Successor {
     said: Option<Word>,
 }
 
-/// The thread that listens; it ends when this is dropped, or when the pipe ends.
-struct Listening {
-    thread: Option<JoinHandle<()>>,
-    hang_up: Option<PipeWriter>,
-}
-
-/// What comes out of the pipe to the successor.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
-    /// One of the agreed words.
-    Word(Word),
-    /// Something else: the beginning of the line.
-    Nonsense(String),
-    /// The end of the file: nobody holds the other end any more.
-    End,
+/// What there is of its process.
+enum Process {
+    /// This process has started it.
+    Child(Child),
+    /// Somebody else has started it, and it has come through the control socket. It may be in another
+    /// container, so that nothing is known of it but what it says; and it waits for the word to go on before
+    /// it accepts connections, because it cannot be killed.
+    Stranger { pid: u32 },
 }
 
 impl Successor {
@@ -59,30 +54,35 @@ impl Successor {
         report: impl Fn() + Send + 'static,
     ) -> io::Result<Successor> {
         let (pipe, their_end) = io::pipe()?;
-        fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let child = spawn(program, sockets, their_end, limit)?;
-
-        let (hung_up, hang_up) = match io::pipe() {
-            Ok(pipes) => pipes,
-            Err(error) => return Err(abandon(child, error)),
-        };
-        let ear = Arc::new(Ear { pipe, unread: Mutex::default() });
-        let shared = Arc::clone(&ear);
-        let listening = thread::Builder::new().name("successor".to_owned()).spawn(move || {
-            listen(&shared, &hung_up, report);
-        });
-        match listening {
-            Ok(thread) => {
-                let listening = Listening { thread: Some(thread), hang_up: Some(hang_up) };
-                Ok(Successor { child, ear, _listening: listening, said: None })
+        match Ear::open(pipe.into(), report) {
+            Ok((ear, listening)) => {
+                Ok(Successor { process: Process::Child(child), ear, _listening: listening, said: None })
             }
             Err(error) => Err(abandon(child, error)),
         }
     }
 
-    /// Its process ID.
+    /// Takes whoever is at the other end of a connection for the successor, and hands the sockets to it.
+    pub(crate) fn adopt(
+        connection: UnixStream,
+        sockets: &[BorrowedFd<'_>],
+        report: impl Fn() + Send + 'static,
+    ) -> io::Result<Successor> {
+        let pid = getsockopt(&connection, sockopt::PeerCredentials)?.pid();
+        let (ear, listening) = Ear::open(connection.try_clone()?.into(), report)?;
+        // Last, because whoever has the sockets serves if this connection ends without a word.
+        takeover::send(&connection, sockets)?;
+        let process = Process::Stranger { pid: pid.unsigned_abs() };
+        Ok(Successor { process, ear, _listening: listening, said: None })
+    }
+
+    /// Its process ID, as it is seen from here.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        match &self.process {
+            Process::Child(child) => child.id(),
+            Process::Stranger { pid } => *pid,
+        }
     }
 
     /// The next thing the successor has said, if there is one.
@@ -99,20 +99,36 @@ impl Successor {
         self.said
     }
 
-    /// Whether the process has ended.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(_)))
+    /// Lets a stranger, who has said that he is ready, accept connections. A child does not ask.
+    pub(crate) fn let_go_on(&self) {
+        if let Process::Stranger { .. } = self.process {
+            self.ear.say(takeover::GO);
+        }
     }
 
-    /// Closes the pipe, from which it knows that this process does not answer for it any more. What is left
-    /// is a child that has to be waited for.
-    pub(crate) fn retire(self) -> Child {
-        self.child
+    /// Whether the process has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        match &mut self.process {
+            Process::Child(child) => matches!(child.try_wait(), Ok(Some(_))),
+            Process::Stranger { .. } => self.ear.has_ended(),
+        }
+    }
+
+    /// Closes the connection, from which it knows that this process does not answer for it any more. What is
+    /// left may be a child that has to be waited for.
+    pub(crate) fn retire(self) -> Option<Child> {
+        match self.process {
+            Process::Child(child) => Some(child),
+            Process::Stranger { .. } => None,
+        }
     }
 
     /// Waits for the end of the process, and tells how it ended.
-    pub(crate) fn reap(mut self) -> End {
-        End::ByItself(wait(&mut self.child))
+    pub(crate) fn reap(self) -> End {
+        match self.process {
+            Process::Child(mut child) => End::ByItself(wait(&mut child)),
+            Process::Stranger { .. } => End::Left,
+        }
     }
 
     /// Ends a successor that is not ready: kills and reaps it, and tells how it ended.
@@ -121,9 +137,15 @@ impl Successor {
     /// is frozen first. If it has said that it is ready by then, it lives on, and comes back as `Err`. If
     /// it has not, it cannot have accepted anything, because it says so before it accepts, and it will not
     /// run again.
+    ///
+    /// A stranger is told, and believed.
     pub(crate) fn end_unless_ready(mut self) -> Result<End, Successor> {
-        let pid = Pid::from_raw(self.child.id() as i32);
-        if self.has_ended() {
+        let Process::Child(child) = &mut self.process else {
+            self.ear.say(takeover::NO);
+            return Ok(End::Left);
+        };
+        let pid = Pid::from_raw(child.id() as i32);
+        if matches!(child.try_wait(), Ok(Some(_))) {
             return Ok(self.reap());
         }
         // It has not been reaped, so the ID is still its own.
@@ -135,15 +157,16 @@ impl Successor {
                 waited => break waited,
             }
         };
-        if self.hear() == Some(Heard::Word(Word::Ready)) {
+        if self.ear.next() == Some(Heard::Word(Word::Ready)) {
+            self.said = Some(Word::Ready);
             let _ = kill(pid, Signal::SIGCONT);
             return Err(self);
         }
         if !matches!(waited, Ok(WaitStatus::Stopped(..))) {
             return Ok(self.reap());
         }
-        let _ = self.child.kill();
-        wait(&mut self.child);
+        let _ = child.kill();
+        wait(child);
         Ok(End::Killed)
     }
 }
@@ -155,26 +178,20 @@ pub(crate) enum End {
     ByItself(ExitStatus),
     /// By us.
     Killed,
+    /// Its connection has ended, and nobody knows more.
+    Left,
 }
 
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             End::Killed => write!(f, "was killed"),
+            End::Left => write!(f, "has left"),
             End::ByItself(status) => match (status.code(), status.signal().map(Signal::try_from)) {
                 (Some(code), _) => write!(f, "exited with status {code}"),
                 (None, Some(Ok(signal))) => write!(f, "was killed by {signal}"),
                 _ => write!(f, "ended with {status}"),
             },
-        }
-    }
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        self.hang_up = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
         }
     }
 }
@@ -255,81 +272,6 @@ fn retry_while_busy<T>(mut start: impl FnMut() -> io::Result<T>) -> io::Result<T
         }
     }
     start()
-}
-
-/// Waits for words and reports them, until the pipe ends or the other side hangs up.
-fn listen(ear: &Ear, hung_up: &PipeReader, report: impl Fn()) {
-    loop {
-        let mut events = [
-            PollFd::new(ear.pipe.as_fd(), PollFlags::POLLIN),
-            PollFd::new(hung_up.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut events, PollTimeout::NONE) {
-            Err(Errno::EINTR) => continue,
-            Err(_) => return,
-            Ok(_) if events[1].any() == Some(true) => return,
-            Ok(_) => {}
-        }
-        let ended = ear.read().ended;
-        report();
-        if ended {
-            return;
-        }
-    }
-}
-
-/// The read end of the pipe. It is shared: the thread waits at it, but whoever has to know at once whether
-/// there is a word looks himself.
-struct Ear {
-    pipe: PipeReader,
-    unread: Mutex<Unread>,
-}
-
-/// What has come out of the pipe and was not understood yet.
-#[derive(Default)]
-struct Unread {
-    bytes: Vec<u8>,
-    ended: bool,
-}
-
-impl Ear {
-    /// More than the longest word; a longer line is nonsense, and nothing after it is of interest.
-    const LONGEST_LINE: usize = 64;
-
-    /// Takes in what the pipe holds.
-    fn read(&self) -> MutexGuard<'_, Unread> {
-        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut bytes = [0; Self::LONGEST_LINE];
-        while !unread.ended && unread.bytes.len() <= Self::LONGEST_LINE {
-            match (&self.pipe).read(&mut bytes) {
-                Ok(0) => unread.ended = true,
-                Ok(count) => unread.bytes.extend_from_slice(&bytes[..count]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return unread,
-                Err(_) => unread.ended = true,
-            }
-        }
-        unread.ended = true;
-        unread
-    }
-
-    fn next(&self) -> Option<Heard> {
-        let mut unread = self.read();
-        if let Some(end) = unread.bytes.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = unread.bytes.drain(..=end).collect();
-            let line = &line[..end];
-            return Some(Word::from_line(line).map_or_else(|| nonsense(line), Heard::Word));
-        }
-        match (unread.ended, unread.bytes.is_empty()) {
-            (false, _) => None,
-            (true, true) => Some(Heard::End),
-            (true, false) => Some(nonsense(&std::mem::take(&mut unread.bytes))),
-        }
-    }
-}
-
-fn nonsense(line: &[u8]) -> Heard {
-    Heard::Nonsense(line.escape_ascii().to_string())
 }
 
 #[cfg(test)]

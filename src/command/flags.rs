@@ -32,6 +32,7 @@ Options:
       --stay                   Stay, as the process that a supervisor watches, after handovers
       --ready-fd N             Write a newline to descriptor N when the first process is ready
       --control PATH           Listen for requests on the Unix socket PATH
+      --takeover               Take the sockets over from the process at --control, if there is one
   -s, --signal REQUEST         Send status, restart, reload or stop to the process at --control,
                                print its answer, and exit with 0, or 1 if that is an error
       --max-connections N      Serve at most N connections at a time [1024]
@@ -112,10 +113,10 @@ const WITH_VALUE: [&str; 17] = [
 ];
 
 /// The options that are there or not; in the file they have the value `true` or `false`.
-const WITHOUT_VALUE: [&str; 4] = ["graceful", "overlap", "stay", "access-log"];
+const WITHOUT_VALUE: [&str; 5] = ["graceful", "takeover", "overlap", "stay", "access-log"];
 
 /// Those that make sense on the command line only.
-const NOT_IN_FILE: [&str; 3] = ["graceful", "config", "signal"];
+const NOT_IN_FILE: [&str; 4] = ["graceful", "takeover", "config", "signal"];
 
 /// Understands the command line.
 pub(crate) fn parse(mut parser: Parser) -> Result<Asked, lexopt::Error> {
@@ -165,6 +166,9 @@ impl CommandLine {
             settings.set_from_file(path)?;
         }
         settings.set_all(&self.entries).map_err(|(_, error)| error)?;
+        if settings.options.takeover && settings.options.control.is_none() {
+            return Err("--takeover needs --control".to_owned());
+        }
         Ok(settings)
     }
 }
@@ -235,6 +239,7 @@ impl Settings {
             },
             "message" => self.message = value,
             "graceful" => self.options.graceful = truth()?,
+            "takeover" => self.options.takeover = truth()?,
             "overlap" => self.options.overlap = truth()?,
             "stay" => self.options.stay = truth()?,
             "ready-fd" => match value.parse() {

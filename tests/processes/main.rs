@@ -13,3 +13,4 @@ mod program;
 mod server;
 mod supervised;
 mod surroundings;
+mod takeover;
