@@ -4,11 +4,13 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::client;
-use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end};
+use crate::server::{BINARY, Directory, Server, exited, number_after, signal_process, wait_for_end};
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().unwrap()
@@ -222,4 +224,20 @@ fn a_closed_log_does_not_end_the_process() {
     signal_process(successor, Signal::SIGTERM);
     wait_for_end(successor);
     assert!(client::get(address, "/").is_err());
+}
+
+#[test]
+fn an_idle_server_does_not_wake_up() {
+    let server = Server::start(&[]);
+    let switches = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", server.first())).unwrap();
+        let statuses = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+        let voluntary = |status: String| number_after(&status, "\nvoluntary_ctxt_switches:\t");
+        statuses.map(voluntary).sum::<u32>()
+    };
+    server.expect_asleep();
+    let before = switches();
+    // This is the time in which nothing must happen.
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(switches(), before);
 }
