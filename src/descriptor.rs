@@ -1,8 +1,8 @@
 //! Descriptors that are agreed on by number.
 //!
 //! A successor finds the listening sockets at descriptor 3 and those that follow (where systemd puts them,
-//! too), and the pipe to its predecessor behind them. Whoever relies on numbers has to know what is behind them, and has
-//! to keep the numbers from being taken by something else.
+//! too), and the pipe to its predecessor behind them. Whoever relies on numbers has to know what is behind
+//! them, and has to keep the numbers from being taken by something else.
 
 use std::fs::File;
 use std::io;

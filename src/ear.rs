@@ -59,8 +59,8 @@ fn listen(ear: &Ear, hung_up: &PipeReader, report: impl Fn()) {
     }
 }
 
-/// Our end of the connection to a successor. It is shared: the thread waits at it, but whoever has to know at once whether
-/// there is a word looks himself.
+/// Our end of the connection to a successor. It is shared: the thread waits at it, but whoever has to know
+/// at once whether there is a word looks himself.
 pub(crate) struct Ear {
     connection: File,
     unread: Mutex<Unread>,

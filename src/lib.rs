@@ -46,12 +46,19 @@
 //!
 //! # How to read the code
 //!
-//! `start.rs` is how a process begins, and `process.rs` is its story: one loop over its states. Beneath it, each module does one job,
-//! and none knows those above it: `listener.rs` binds the socket or takes it over, `signals.rs` turns
-//! signals into events, `successor.rs` starts the next process (`program.rs`: which one) and hears its
-//! words (`words.rs`), `predecessor.rs` is the other end of that, `server.rs` accepts connections, each of
-//! which is entered in `register.rs` and served on a thread of `workers.rs`, and `http` speaks HTTP on one
-//! (`connection.rs`).
+//! `start.rs` is how a process begins, and `process.rs` is its story: one loop over its states. Beneath them,
+//! each module does one job, and none knows those above it.
+//!
+//! - The sockets: `listener.rs` binds them or takes them over (`address.rs`: where, `descriptor.rs`: under
+//!   which numbers).
+//! - The other processes: `successor.rs` starts the next one (`program.rs`: which program), hears its words
+//!   (`words.rs`, `ear.rs`), watches and kills it; `predecessor.rs` is the other end of that; `takeover.rs`
+//!   is the same between processes that are not parent and child, and `family.rs` is for a process that
+//!   stays when it has handed over.
+//! - Who asks for something (`asker.rs`): `signals.rs` and `control.rs` turn it into events; `pid_file.rs`
+//!   and `systemd.rs` tell who serves.
+//! - The connections: `server.rs` accepts them, each is entered in `register.rs` and served on a thread of
+//!   `workers.rs`, and `http` speaks HTTP on one (`connection.rs`).
 
 mod address;
 mod asker;

@@ -9,7 +9,8 @@ pub struct Outcome {
     /// How many requests were cut, because they were still in flight at the end of the drain or when a
     /// second stop signal came.
     pub cut: usize,
-    /// How the last successor ended, if this process has stayed to see it; see [`Options::stay`](crate::Options::stay).
+    /// How the last successor ended, if this process has stayed to see it; see
+    /// [`Options::stay`](crate::Options::stay).
     pub last: Option<ExitStatus>,
 }
 

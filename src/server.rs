@@ -49,7 +49,8 @@ struct Accepting {
 
 impl Server {
     /// A server that does not accept yet. It runs `serve` on each connection, of which at most so many are
-    /// open at a time as `limits` says at that time, and calls `on_empty` when, after [`drain`](Self::drain), no connection is open.
+    /// open at a time as `limits` says at that time, and calls `on_empty` when, after
+    /// [`drain`](Self::drain), no connection is open.
     pub(crate) fn new(
         listeners: Vec<Listener>,
         limits: Arc<RwLock<Limits>>,

@@ -3,7 +3,7 @@
 
 use std::env;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process;
@@ -51,6 +51,10 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
     let started = Instant::now();
     let program = Program::of_successor().map_err(system("find out which program this is"))?;
 
+    if options.listen.is_empty() {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "there is no address to listen on");
+        return Err(Error::Listen { address: "nothing".to_owned(), source });
+    }
     // What was handed over is taken before anything else is opened, so that nothing else has its numbers.
     let activated = systemd::sockets().is_some();
     let mut taken_over = false;

@@ -46,7 +46,8 @@ enum Process {
 
 impl Successor {
     /// Starts `program` with the listening sockets from descriptor 3 on, the pipe behind them, and the limit
-    /// of descriptors that this process was started with; and calls `report` whenever [`hear`](Self::hear) may have something new.
+    /// of descriptors that this process was started with; and calls `report` whenever [`hear`](Self::hear)
+    /// may have something new.
     pub(crate) fn start(
         program: &Program,
         sockets: &[BorrowedFd<'_>],
@@ -54,13 +55,10 @@ impl Successor {
         report: impl Fn() + Send + 'static,
     ) -> io::Result<Successor> {
         let (pipe, their_end) = io::pipe()?;
-        let child = spawn(program, sockets, their_end, limit)?;
-        match Ear::open(pipe.into(), report) {
-            Ok((ear, listening)) => {
-                Ok(Successor { process: Process::Child(child), ear, _listening: listening, said: None })
-            }
-            Err(error) => Err(abandon(child, error)),
-        }
+        // First, because a process that has been started may have to be listened to at once.
+        let (ear, listening) = Ear::open(pipe.into(), report)?;
+        let process = Process::Child(spawn(program, sockets, their_end, limit)?);
+        Ok(Successor { process, ear, _listening: listening, said: None })
     }
 
     /// Takes whoever is at the other end of a connection for the successor, and hands the sockets to it.
@@ -199,13 +197,6 @@ impl fmt::Display for End {
 fn wait(child: &mut Child) -> ExitStatus {
     // wait(2) can only fail if somebody else has reaped our child.
     child.wait().unwrap_or_default()
-}
-
-/// A child that nobody can listen to is as good as none.
-fn abandon(mut child: Child, error: io::Error) -> io::Error {
-    let _ = child.kill();
-    wait(&mut child);
-    error
 }
 
 /// Starts the program. Nothing of the preparations is left when this returns: the child alone holds the
