@@ -10,8 +10,8 @@ use crate::options::Limits;
 /// The largest head of a request, and the largest piece that is looked at as a whole.
 pub(crate) const LARGEST_PIECE: usize = 16 * 1024;
 
-/// How much is asked for at a time: most requests are smaller.
-const READ_SIZE: usize = 4096;
+/// How much is asked for at a time. Most requests are smaller, and this is what an idle connection keeps.
+const READ_SIZE: usize = 2048;
 
 /// The input of a connection, with what has been read and not used yet.
 pub(crate) struct Input {
@@ -61,6 +61,8 @@ impl Input {
                 [b'\n', ..] => self.advance(1),
                 [b'\r', b'\n', ..] => self.advance(2),
                 [] | [b'\r'] => {
+                    // A large request has made it larger.
+                    self.buffer.shrink_to(READ_SIZE);
                     if self.connection.wait(deadline)? != Waited::Readable || self.fill(deadline)? == 0 {
                         return Ok(false);
                     }
