@@ -51,13 +51,18 @@ impl Address {
     }
 
     /// Whether a socket on `bound` is what binding this address makes: port 0 stands for any port.
-    pub(crate) fn is_asked_for_by(&self, bound: &Address) -> bool {
+    fn is_asked_for_by(&self, bound: &Address) -> bool {
         match (self, bound) {
             (Address::Network(wanted), Address::Network(bound)) => {
                 wanted.ip() == bound.ip() && (wanted.port() == bound.port() || wanted.port() == 0)
             }
             _ => self == bound,
         }
+    }
+
+    /// Whether a socket on this address is what binding one of them makes.
+    pub(crate) fn is_one_of(&self, wanted: &[Address]) -> bool {
+        wanted.iter().any(|wanted| wanted.is_asked_for_by(self))
     }
 
     pub(crate) fn to_unix(&self) -> io::Result<net::SocketAddr> {

@@ -92,7 +92,7 @@ impl Listener {
                     break;
                 }
                 let listener = Listener::take_over(number)?;
-                if !wanted.iter().any(|wanted| wanted.is_asked_for_by(&listener.address)) {
+                if !listener.address.is_one_of(&wanted) {
                     let reason = format!("it listens on {}, not on {text}", listener.address);
                     return Err(Error::TakeOver { number, reason });
                 }
@@ -120,8 +120,7 @@ impl Listener {
         for text in asked {
             let error = |source| Error::Listen { address: text.clone(), source };
             let wanted = Address::resolve(text).map_err(error)?;
-            let is_wanted =
-                |listener: &Listener| wanted.iter().any(|wanted| wanted.is_asked_for_by(&listener.address));
+            let is_wanted = |listener: &Listener| listener.address.is_one_of(&wanted);
             let first = listeners.len();
             while listeners.len() < first + wanted.len()
                 && let Some(listener) = sockets.next_if(is_wanted)
@@ -243,7 +242,7 @@ fn is_elsewhere(error: &io::Error) -> bool {
 }
 
 fn is_listening_on_one_of(number: i32, wanted: &[Address]) -> bool {
-    listening_on(number).is_some_and(|address| wanted.iter().any(|wanted| wanted.is_asked_for_by(&address)))
+    listening_on(number).is_some_and(|address| address.is_one_of(wanted))
 }
 
 /// The address of the socket that was handed over under this number, if there is one. It is only looked at.

@@ -14,13 +14,15 @@ use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
 use crate::load::{Kind, Load};
-use crate::server::{BINARY, Directory, Server, exited, number_after, signal_process, wait_for_end};
+use crate::server::{
+    BINARY, Directory, Server, exited, install, install_script, number_after, signal_process, wait_for_end,
+};
 
 /// A server with a control socket, whose program is a file that can be replaced.
 fn start(arguments: &[&str]) -> (Server, PathBuf) {
     let directory = Directory::new();
     let program = directory.join("program");
-    assert!(Command::new("cp").arg(BINARY).arg(&program).status().unwrap().success());
+    install(&program);
     let control = directory.join("control");
     let mut command = Command::new(program);
     command.args(["--listen", "127.0.0.1:0", "--control"]).arg(&control);
@@ -42,19 +44,6 @@ fn ok(answer: &str) -> (String, Option<i32>) {
     (format!("{answer}\n"), Some(0))
 }
 
-fn install_script(server: &Server, script: &str) {
-    let new = server.directory.join("new");
-    fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
-    assert!(Command::new("chmod").arg("755").arg(&new).status().unwrap().success());
-    fs::rename(new, server.directory.join("program")).unwrap();
-}
-
-fn install_binary(server: &Server) {
-    let new = server.directory.join("new");
-    assert!(Command::new("cp").arg(BINARY).arg(&new).status().unwrap().success());
-    fs::rename(new, server.directory.join("program")).unwrap();
-}
-
 #[test]
 fn a_restart_is_answered_when_it_is_decided() {
     let (server, control) = start(&["--ready-timeout", "500ms"]);
@@ -62,12 +51,12 @@ fn a_restart_is_answered_when_it_is_decided() {
     let load = Load::start(server.address, &Kind::ALL, 1);
     let old = server.first();
 
-    install_script(&server, "exit 1");
+    install_script(&server.directory.join("program"), "exit 1");
     let (answer, status) = ask(&control, "restart");
     let successor = number_after(&answer, "successor ");
     assert_eq!(answer, format!("error: successor {successor} exited with status 1 before it was ready\n"));
     assert_eq!(status, Some(1));
-    install_script(&server, "exec sleep 60");
+    install_script(&server.directory.join("program"), "exec sleep 60");
     let (answer, _) = ask(&control, "restart");
     assert!(answer.ends_with("was not ready within 500ms, and was killed\n"), "{answer}");
     fs::remove_file(server.directory.join("program")).unwrap();
@@ -75,7 +64,7 @@ fn a_restart_is_answered_when_it_is_decided() {
     assert!(answer.starts_with("error: cannot start ") && answer.contains("No such file"), "{answer}");
     assert_eq!(server.hello(), old);
 
-    install_binary(&server);
+    install(&server.directory.join("program"));
     for _ in 0..5 {
         let (answer, status) = ask(&control, "restart");
         let successor = server.expect_handover();
@@ -142,7 +131,7 @@ fn a_reload_is_answered() {
 #[test]
 fn what_is_under_way_is_refused_with_the_reason() {
     let (server, control) = start(&[]);
-    install_script(&server, "exec sleep 60");
+    install_script(&server.directory.join("program"), "exec sleep 60");
     let path = control.clone();
     let first = thread::spawn(move || ask(&path, "restart"));
     server.expect("started successor");
@@ -176,7 +165,7 @@ fn the_socket_goes_with_whoever_serves() {
     client.get("/").unwrap();
 
     // A successor that has put its socket there, and fails, leaves it to its predecessor.
-    install_script(&server, &format!("rm -f {0}; exit 1", control.display()));
+    install_script(&server.directory.join("program"), &format!("rm -f {0}; exit 1", control.display()));
     server.signal_first(Signal::SIGUSR2);
     server.expect("handover failed");
     assert!(ask(&control, "status").0.starts_with(&format!("pid={} state=running ", server.first())));

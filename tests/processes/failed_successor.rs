@@ -2,14 +2,16 @@
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
 
 use crate::client::Client;
 use crate::load::{Kind, Load};
-use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end, wait_until};
+use crate::server::{
+    BINARY, Directory, Server, exited, install, install_script, signal_process, wait_for_end, wait_until,
+};
 
 /// Number and kind of every descriptor, and the number of threads but those kept for further connections.
 fn resources(pid: u32) -> (Vec<String>, usize) {
@@ -32,22 +34,19 @@ impl Replaceable {
     fn start(arguments: &[&str]) -> Replaceable {
         let directory = Directory::new();
         let program = directory.join("program");
-        install(Path::new(BINARY), &program);
+        install(&program);
         let mut command = Command::new(program);
         command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(directory.join("pid")).args(arguments);
         Replaceable { server: Server::start_command(command, directory) }
     }
 
-    /// Replaces the program by a script.
-    fn install_script(&self, script: &str) {
-        let new = self.server.directory.join("new");
-        fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&new, Permissions::from_mode(0o755)).unwrap();
-        self.replace(&new);
+    fn program(&self) -> PathBuf {
+        self.server.directory.join("program")
     }
 
-    fn replace(&self, new: &Path) {
-        fs::rename(new, self.server.directory.join("program")).unwrap();
+    /// Replaces the program by a script.
+    fn install_script(&self, script: &str) {
+        install_script(&self.program(), script);
     }
 
     /// Hands over, which has to fail for this reason, without a loss and without a trace; and then, with
@@ -72,8 +71,7 @@ impl Replaceable {
         // The last of the connections may still be on their way out.
         wait_until(|| resources(pid) == before, || format!("{:#?}\nnot\n{before:#?}", resources(pid)));
 
-        install(Path::new(BINARY), &server.directory.join("new"));
-        self.replace(&server.directory.join("new"));
+        install(&self.program());
         let load = Load::start(server.address, &[Kind::Close, Kind::Naive], 2);
         let successor = server.hand_over();
         assert_eq!(wait_for_end(pid), exited(pid, 0));
@@ -82,12 +80,6 @@ impl Replaceable {
         assert_eq!(server.pid_file(), successor);
         server.expect_processes(&[successor]);
     }
-}
-
-/// Copies a program in such a way that no descriptor of this process is open for writing to it: a child
-/// that another test forks meanwhile would inherit it, and keep the file from being executed.
-fn install(from: &Path, to: &Path) {
-    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
 }
 
 #[test]
@@ -109,10 +101,10 @@ fn the_file_is_not_executable() {
 fn the_file_is_truncated() {
     let replaceable = Replaceable::start(&[]);
     let new = replaceable.server.directory.join("new");
-    install(Path::new(BINARY), &new);
-    // In a process of its own, for the same reason as above.
+    install(&new);
+    // In a process of its own, like the installation.
     assert!(Command::new("truncate").args(["-s", "4096"]).arg(&new).status().unwrap().success());
-    replaceable.replace(&new);
+    fs::rename(new, replaceable.program()).unwrap();
     // The kernel may refuse to execute it, or kill it once it misses the rest.
     replaceable.fails("");
 }
@@ -199,7 +191,7 @@ fn it_is_killed_by_somebody_else() {
 fn it_is_asked_for_another_address() {
     let replaceable = Replaceable::start(&[]);
     let good = replaceable.server.directory.join("good");
-    install(Path::new(BINARY), &good);
+    install(&good);
     replaceable.install_script(&format!("exec {} --graceful --listen 127.0.0.1:1", good.display()));
     replaceable.fails("exited with status 1");
     let address = replaceable.server.address;
@@ -212,7 +204,7 @@ fn it_is_asked_for_another_address() {
 fn its_flags_are_wrong() {
     let replaceable = Replaceable::start(&[]);
     let good = replaceable.server.directory.join("good");
-    install(Path::new(BINARY), &good);
+    install(&good);
     replaceable.install_script(&format!("exec {} --graceful --no-such-flag", good.display()));
     replaceable.fails("exited with status 2");
     replaceable.server.expect("handover: invalid option '--no-such-flag'");
@@ -289,9 +281,7 @@ fn a_restart_and_a_stop_at_the_same_time_lose_nothing() {
 fn the_file_is_still_being_written() {
     let replaceable = Replaceable::start(&[]);
     let program = replaceable.server.directory.join("program");
-    let new = replaceable.server.directory.join("new");
-    install(Path::new(BINARY), &new);
-    replaceable.replace(&new);
+    install(&program);
     let writing = File::options().append(true).open(program).unwrap();
     replaceable.fails("Text file busy");
     drop(writing);

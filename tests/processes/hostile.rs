@@ -16,7 +16,9 @@ use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
 use crate::load::{Kind, Load};
-use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end, wait_until};
+use crate::server::{
+    BINARY, Directory, Server, exited, install, install_script, signal_process, wait_for_end, wait_until,
+};
 
 /// The tests themselves need a descriptor for each client.
 fn raise_descriptor_limit() {
@@ -82,14 +84,20 @@ fn a_connection_that_has_never_sent_a_request_makes_room_first() {
     assert_eq!(used.get("/").unwrap().status, 200);
 }
 
-#[test]
-fn when_none_is_idle_a_new_connection_waits() {
+/// A server that is full with a request in flight, and a connection with a request that waits to be accepted.
+fn start_full() -> (Server, Client, Client) {
     let server = Server::start(&["--max-connections", "1"]);
-    let mut busy = begin(&server);
+    let busy = begin(&server);
     server.expect("POST /echo");
     let mut waiting = Client::connect(server.address).unwrap();
     waiting.send("GET /hello HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     server.expect("which is the limit");
+    (server, busy, waiting)
+}
+
+#[test]
+fn when_none_is_idle_a_new_connection_waits() {
+    let (server, mut busy, mut waiting) = start_full();
     // Somebody waits, so this is the connection's last response, and says so.
     assert!(finish(&mut busy).is_last());
     drop(busy);
@@ -99,12 +107,7 @@ fn when_none_is_idle_a_new_connection_waits() {
 
 #[test]
 fn a_connection_that_waits_is_accepted_by_the_successor() {
-    let server = Server::start(&["--max-connections", "1"]);
-    let mut busy = begin(&server);
-    server.expect("POST /echo");
-    let mut waiting = Client::connect(server.address).unwrap();
-    waiting.send("GET /hello HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
-    server.expect("which is the limit");
+    let (server, mut busy, mut waiting) = start_full();
     let successor = server.hand_over();
     assert_eq!(waiting.receive().unwrap().text(), format!("Hello from {successor}!"));
     finish(&mut busy);
@@ -275,7 +278,7 @@ fn a_lack_of_threads_passes() {
     // The limit is one of a user, and root has none: so this wants a user of its own, if it can have one.
     let directory = Directory::new();
     let program = directory.join("program");
-    assert!(Command::new("cp").arg(BINARY).arg(&program).status().unwrap().success());
+    install(&program);
     let mut command = Command::new("bash");
     let threads = if this_user() == 0 {
         command.uid(1_000_000_000 + std::process::id());
@@ -327,16 +330,14 @@ fn the_descriptor_limit_is_raised_and_a_successor_starts_from_the_original() {
     assert_eq!(soft, hard);
     // The successor tells through a script what it was given.
     let directory = Directory::new();
-    let (seen, script) = (directory.join("seen"), directory.join("script"));
+    let seen = directory.join("seen");
     let program = directory.join("program");
-    assert!(Command::new("cp").arg(BINARY).arg(&program).status().unwrap().success());
+    install(&program);
     let mut command = Command::new("bash");
     command.args(["-c", "ulimit -S -n 100; exec \"$@\"", "bash"]).arg(&program);
     command.args(["--listen", "127.0.0.1:0"]);
     let server = Server::start_command(command, Directory::new());
-    fs::write(&script, format!("#!/bin/sh\nulimit -S -n > {}\n", seen.display())).unwrap();
-    assert!(Command::new("chmod").arg("755").arg(&script).status().unwrap().success());
-    fs::rename(&script, &program).unwrap();
+    install_script(&program, &format!("ulimit -S -n > {}", seen.display()));
     server.signal(Signal::SIGUSR2);
     server.expect("handover failed: ");
     assert_eq!(fs::read_to_string(&seen).unwrap(), "100\n");

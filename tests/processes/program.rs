@@ -2,29 +2,24 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end};
+use crate::server::{Directory, Server, exited, install, signal_process, wait_for_end};
 
 fn executable(pid: u32) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/exe")).unwrap()
-}
-
-/// By a process of its own: a child that another test forks meanwhile cannot inherit a descriptor that is
-/// open for writing to the program, which would keep it from being executed.
-fn install(to: &Path) {
-    fs::create_dir_all(to.parent().unwrap()).unwrap();
-    assert!(Command::new("cp").arg(BINARY).arg(to).status().unwrap().success());
 }
 
 /// Two releases, and a symbolic link to the first.
 fn releases() -> Directory {
     let directory = Directory::new();
     for release in ["1", "2"] {
-        install(&directory.join("releases").join(release).join("main"));
+        let release = directory.join("releases").join(release);
+        fs::create_dir_all(&release).unwrap();
+        install(&release.join("main"));
     }
     symlink("releases/1/main", directory.join("current_main")).unwrap();
     directory
@@ -115,9 +110,7 @@ fn a_replaced_file_is_the_new_one() {
     arguments(&mut command, &directory);
     let server = Server::start_command(command, directory);
     for _ in 0..2 {
-        let new = server.directory.join("new");
-        install(&new);
-        fs::rename(&new, &program).unwrap();
+        install(&program);
         let old = executable(server.serving());
         assert!(old.to_string_lossy().ends_with(" (deleted)"), "{old:?}");
         let pid = hand_over(&server);

@@ -314,6 +314,25 @@ impl Drop for Server {
     }
 }
 
+/// Puts the command in the place of whatever program is there, in one step.
+pub fn install(program: &Path) {
+    in_place("cp \"$2\" \"$1.new\" && mv \"$1.new\" \"$1\"", program, BINARY);
+}
+
+/// Puts a shell script there.
+pub fn install_script(program: &Path, script: &str) {
+    let write =
+        "printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1.new\" && chmod 755 \"$1.new\" && mv \"$1.new\" \"$1\"";
+    in_place(write, program, script);
+}
+
+/// By a process of its own: a child that another test forks meanwhile cannot inherit a descriptor that is
+/// open for writing to the program, which would keep it from being executed.
+fn in_place(command: &str, program: &Path, argument: &str) {
+    let status = Command::new("sh").args(["-c", command, "sh"]).arg(program).arg(argument).status();
+    assert!(status.unwrap().success());
+}
+
 /// Sends a signal to a process that must be there.
 pub fn signal_process(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid as i32), signal).unwrap();

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
@@ -11,7 +10,8 @@ use nix::sys::signal::Signal;
 use crate::client::{self, Client};
 use crate::load::{Kind, Load};
 use crate::server::{
-    BINARY, Directory, PATIENCE, Server, exited, number_after, signal_process, wait_for_end, wait_until,
+    BINARY, Directory, PATIENCE, Server, exited, install, install_script, number_after, signal_process,
+    wait_for_end, wait_until,
 };
 
 /// Whether a program is installed. The script that checks the project installs those that are tested with.
@@ -99,7 +99,7 @@ fn a_service_manager_is_told_of_every_change() {
 fn a_service_manager_is_told_of_a_failed_handover() {
     let directory = Directory::new();
     let program = directory.join("program");
-    assert!(Command::new("cp").arg(BINARY).arg(&program).status().unwrap().success());
+    install(&program);
     let path = directory.join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -114,8 +114,7 @@ fn a_service_manager_is_told_of_a_failed_handover() {
     server.expect("handover failed");
     manager.expect_reloading();
     manager.expect_ready(server.first());
-    fs::write(&program, "#!/bin/sh\nexit 1\n").unwrap();
-    assert!(Command::new("chmod").arg("755").arg(&program).status().unwrap().success());
+    install_script(&program, "exit 1");
     server.signal(Signal::SIGUSR2);
     server.expect("handover failed");
     manager.expect_reloading();
@@ -298,12 +297,11 @@ fn runit_sees_one_process_through_handovers() {
     let log = directory.join("log");
     let run = service.join("run");
     let script = format!(
-        "#!/bin/sh\nexec {BINARY} --stay --listen 127.0.0.1:0 --pid-file {} 2>>{}\n",
+        "exec {BINARY} --stay --listen 127.0.0.1:0 --pid-file {} 2>>{}",
         directory.join("pid").display(),
         log.display()
     );
-    fs::write(&run, script).unwrap();
-    fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
+    install_script(&run, &script);
     let mut supervisor = Command::new("runsv").arg(&service).spawn().unwrap();
     let read = || fs::read_to_string(&log).unwrap_or_default();
     wait_until(|| read().contains("is ready"), read);

@@ -10,7 +10,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::client;
-use crate::server::{BINARY, Directory, Server, exited, number_after, signal_process, wait_for_end};
+use crate::server::{
+    BINARY, Directory, Server, exited, install, install_script, number_after, signal_process, wait_for_end,
+};
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().unwrap()
@@ -126,18 +128,14 @@ fn the_pid_file_goes_with_its_process_only() {
 fn only_descriptors_0_to_4_reach_the_successor() {
     let directory = Directory::new();
     let program = directory.join("program");
-    assert!(Command::new("cp").arg(BINARY).arg(&program).status().unwrap().success());
+    install(&program);
     let mut command = Command::new("bash");
     command.args(["-c", "exec 7</dev/null 20</dev/zero; exec \"$@\"", "bash"]).arg(&program);
     command.args(["--listen", "127.0.0.1:0"]);
     let server = Server::start_command(command, directory);
     let seen = server.directory.join("seen");
-    let script = format!("#!/bin/sh\nexec >{} ls -l /proc/self/fd\n", seen.display());
-    fs::write(server.directory.join("script"), script).unwrap();
-    assert!(
-        Command::new("chmod").arg("755").arg(server.directory.join("script")).status().unwrap().success()
-    );
-    fs::rename(server.directory.join("script"), &program).unwrap();
+    let script = format!("exec >{} ls -l /proc/self/fd", seen.display());
+    install_script(&program, &script);
     let held = fs::read_link(format!("/proc/{}/fd/20", server.first())).unwrap();
     assert_eq!(held.to_str(), Some("/dev/zero"));
     server.signal(Signal::SIGUSR2);
