@@ -4,6 +4,7 @@
 //! puts a socket of its own in the place of the one before, so the path always leads to the process that
 //! serves, or is about to; who waits for an answer from the process before keeps his connection to that.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,7 +13,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use std::{fs, process};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,6 +21,7 @@ use nix::unistd::geteuid;
 
 use crate::address::UnixFile;
 use crate::asker::{Asker, Request};
+use crate::place;
 use crate::takeover;
 
 /// The permissions of the socket: its owner's only.
@@ -44,6 +45,17 @@ const REQUESTS: [(&str, Request); 5] = [
     (takeover::REQUEST, Request::TakeOver),
 ];
 
+/// Whose socket may be in the place of a new one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// That of no process which is still there.
+    Nobody,
+    /// That of a process which gives it up.
+    Goes,
+    /// That of a process which goes on beside this one, and is to be asked at the place aside.
+    Stays,
+}
+
 /// A control socket that is served. Dropping it waits for answers that are on their way, and removes the
 /// socket if it is still this one.
 pub(crate) struct Control {
@@ -55,26 +67,24 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Puts a socket in the place of whatever socket is there, and calls `ask` with each request.
+    /// Opens a socket, and calls `ask` with each request.
     ///
     /// # Errors
     ///
     /// `AddrInUse` if there is something that is no stale socket, unless it is there to be replaced.
     pub(crate) fn start(
         path: &Path,
-        replace: bool,
+        before: Before,
         ask: impl Fn(Asker, Request) + Send + Sync + 'static,
     ) -> io::Result<Control> {
-        let listener = if replace {
-            // In one step: there is no moment in which nobody can be asked.
-            let mut temporary = path.as_os_str().to_owned();
-            temporary.push(format!(".{}", process::id()));
-            let temporary = Path::new(&temporary);
-            let listener = UnixFile::bind(temporary, MODE)?;
-            fs::rename(temporary, path)?;
-            listener
-        } else {
-            UnixFile::bind(path, MODE)?
+        if before == Before::Stays
+            && let Err(error) = place::put_aside(path)
+        {
+            log::debug!("no control socket is put aside: {}: {error}", path.display());
+        }
+        let listener = match before {
+            Before::Nobody => UnixFile::bind(path, MODE)?,
+            Before::Goes | Before::Stays => place::replace(path, |path| UnixFile::bind(path, MODE))?,
         };
         let (stopped, stop) = io::pipe()?;
         let (answering, answered) = mpsc::channel();
@@ -99,12 +109,32 @@ impl Control {
 
     /// Whether the path leads to this socket, and not to that of another process.
     pub(crate) fn is_in_place(&self) -> bool {
-        self.file.is_some() && UnixFile::at(&self.path) == self.file
+        self.leads_here(&self.path)
+    }
+
+    fn leads_here(&self, path: &Path) -> bool {
+        self.file.is_some() && UnixFile::at(path) == self.file
+    }
+
+    /// Gives the place back to the predecessor that runs beside this process.
+    pub(crate) fn give_back(&self) {
+        if self.is_in_place() {
+            place::give_back(&self.path);
+        }
+    }
+
+    /// Nobody is to look for this process beside another any more.
+    pub(crate) fn clear_aside(&self) {
+        let aside = place::aside(&self.path);
+        if self.leads_here(&aside) {
+            let _ = fs::remove_file(aside);
+        }
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
+        self.clear_aside();
         if self.is_in_place() {
             let _ = fs::remove_file(&self.path);
         }

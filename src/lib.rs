@@ -73,6 +73,7 @@ mod listener;
 mod options;
 mod outcome;
 mod pid_file;
+mod place;
 mod predecessor;
 mod process;
 mod program;

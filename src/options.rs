@@ -37,8 +37,8 @@ pub struct Options {
     /// How long the process stays after it has handed over, not accepting connections, even with nothing
     /// left to finish: if the successor dies in this time, it accepts connections again. Default: 0.
     pub probation: Duration,
-    /// After a handover both processes accept connections, until an operator decides: a stop signal to the
-    /// predecessor completes the handover, one to the successor undoes it. Default: `false`.
+    /// After a handover to this process its predecessor accepts connections, too, until an operator decides: a
+    /// stop signal to the predecessor completes the handover, one to the successor undoes it. Default: `false`.
     pub overlap: bool,
     /// The first process never leaves: when it has handed over and drained, it stays to pass signals on to
     /// its successors, and ends with the last of them. So whoever watches its process ID sees one process
@@ -94,6 +94,7 @@ impl Options {
         keep("listen", &mut self.listen, &present.listen, &mut names);
         keep("socket-mode", &mut self.socket_mode, &present.socket_mode, &mut names);
         keep("pid-file", &mut self.pid_file, &present.pid_file, &mut names);
+        keep("overlap", &mut self.overlap, &present.overlap, &mut names);
         keep("stay", &mut self.stay, &present.stay, &mut names);
         keep("control", &mut self.control, &present.control, &mut names);
         keep("ready-fd", &mut self.ready_fd, &present.ready_fd, &mut names);

@@ -6,6 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
 
+use crate::place;
+
 /// A PID file that this process has written; dropping it removes the file if it still names this process.
 pub(crate) struct PidFile {
     path: PathBuf,
@@ -14,7 +16,10 @@ pub(crate) struct PidFile {
 impl PidFile {
     /// Writes this process's ID, in decimal and with a newline, in place of whatever the file holds.
     pub(crate) fn write(path: &Path) -> io::Result<PidFile> {
-        replace(path, &format!("{}\n", process::id()))?;
+        place::replace(path, |path| {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+            writeln!(file, "{}", process::id())
+        })?;
         Ok(PidFile { path: path.to_owned() })
     }
 
@@ -25,9 +30,14 @@ impl PidFile {
 
     /// The same with `.old` at its end, for a process that runs beside its successor.
     pub(crate) fn aside(&self) -> io::Result<PidFile> {
-        let mut path = self.path.clone().into_os_string();
-        path.push(".old");
-        PidFile::write(Path::new(&path))
+        PidFile::write(&place::aside(&self.path))
+    }
+
+    /// Gives the file back to the predecessor that runs beside this process.
+    pub(crate) fn give_back(self) {
+        if self.names_this_process() {
+            place::give_back(&self.path);
+        }
     }
 
     /// The path as it was asked for.
@@ -42,32 +52,17 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if self.names_this_process()
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            log::warn!("cannot remove the PID file {}: {error}", self.path.display());
+        if !self.names_this_process() {
+            return;
+        }
+        match fs::remove_file(&self.path) {
+            // A successor that ends in the same moment has put this file in the place of its own.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("cannot remove the PID file {}: {error}", self.path.display());
+            }
+            _ => {}
         }
     }
-}
-
-/// Replaces the file in one step, so that no reader ever finds half a number: rename(2) is atomic.
-fn replace(path: &Path, content: &str) -> io::Result<()> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-    let mut temporary = name.to_owned();
-    temporary.push(format!(".{}", process::id()));
-    let temporary = path.with_file_name(temporary);
-    let written = write_new(&temporary, content).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-/// A name that is there already is a leftover or a trap; neither is written through.
-fn write_new(path: &Path, content: &str) -> io::Result<()> {
-    let _ = fs::remove_file(path);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
-    file.write_all(content.as_bytes())
 }
 
 #[cfg(test)]

@@ -87,9 +87,10 @@ pub(crate) struct Process {
     pub(crate) handler: Arc<dyn Handler>,
     pub(crate) limits: Arc<RwLock<Limits>>,
     pub(crate) server: Server,
-    pub(crate) pid_file: Option<PidFile>,
-    /// The file beside the PID file that names this process while the successor's names that.
+    /// The file beside the PID file that names this process while the successor's names that. It goes first,
+    /// because the successor may still put it in the place of the other.
     pub(crate) aside: Option<PidFile>,
+    pub(crate) pid_file: Option<PidFile>,
     pub(crate) predecessor: Option<Predecessor>,
     /// Whether this process is to stay when it has handed over.
     pub(crate) stays: bool,
@@ -193,7 +194,7 @@ impl Process {
                 Some(format!("was not ready within {timeout}"))
             }
             Event::Child | Event::Successor | Event::Drained => match successor.hear() {
-                Some(Heard::Word(Word::Ready)) => return self.succeeded(event, successor, asker),
+                Some(Heard::Word(word)) if word.is_ready() => return self.succeeded(event, successor, asker),
                 Some(Heard::Word(word)) => {
                     Some(format!("said {:?} before {:?}", word.line(), Word::Ready.line()))
                 }
@@ -251,7 +252,7 @@ impl Process {
     }
 
     fn hand_over_or_overlap(&mut self, event: Event, successor: Successor) -> State {
-        if !self.options.overlap {
+        if successor.said() != Some(Word::ReadyToOverlap) {
             return self.hand_over(event, successor);
         }
         if let Some(pid_file) = &self.pid_file {
@@ -403,6 +404,10 @@ impl Process {
 
     fn stop(&mut self, asker: Asker) -> State {
         let overlapped = self.is_overlapped();
+        if overlapped {
+            // Before it hears so, because then it puts itself in these places if it is not there.
+            self.give_back();
+        }
         self.tell_predecessor(Word::Stopping);
         if overlapped {
             log::info!("{asker}: the predecessor of this process goes on alone");
@@ -503,5 +508,5 @@ fn has_died(successor: &mut Successor) -> bool {
     while let Some(Heard::Word(word)) = successor.hear() {
         log::info!("successor {} says: {}", successor.pid(), word.line());
     }
-    successor.has_ended() && successor.said() == Some(Word::Ready)
+    successor.has_ended() && successor.said().is_some_and(Word::is_ready)
 }

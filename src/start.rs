@@ -15,7 +15,7 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::sys::stat::fstat;
 
 use crate::asker::Asker;
-use crate::control::{self, Control};
+use crate::control::{self, Before, Control};
 use crate::descriptor::{self, Limit};
 use crate::error::Error;
 use crate::http::{self, Handler};
@@ -141,7 +141,12 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         if !taken_over {
             let post_asked = post(&events);
             let ask = move |asker, request| post_asked(Event::Asked(asker, request));
-            let started = Control::start(path, predecessor.is_some(), ask);
+            let before = match &predecessor {
+                None => Before::Nobody,
+                Some(_) if options.overlap => Before::Stays,
+                Some(_) => Before::Goes,
+            };
+            let started = Control::start(path, before, ask);
             control = Some(started.map_err(|source| Error::Control { path: path.clone(), source })?);
         }
     }
@@ -153,8 +158,8 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         handler,
         limits,
         server,
-        pid_file,
         aside: None,
+        pid_file,
         predecessor,
         stays,
         first_socket,
@@ -174,7 +179,7 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
     let _reserved_again = descriptor::reserve(sockets).map_err(system("open /dev/null"))?;
     // A process that is not ready is killed without a second thought, so it must not have a connection:
     // first it says that it is ready, then it accepts. Until then connections wait in the sockets' queues.
-    process.tell_predecessor(Word::Ready);
+    process.tell_predecessor(if process.options.overlap { Word::ReadyToOverlap } else { Word::Ready });
     if let Err(source) = process.wait_for_go() {
         let path = process.options.control.take().unwrap_or_default();
         return Err(Error::Ask { path, source });

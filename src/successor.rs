@@ -155,8 +155,10 @@ impl Successor {
                 waited => break waited,
             }
         };
-        if self.ear.next() == Some(Heard::Word(Word::Ready)) {
-            self.said = Some(Word::Ready);
+        if let Some(Heard::Word(word)) = self.ear.next()
+            && word.is_ready()
+        {
+            self.said = Some(word);
             let _ = kill(pid, Signal::SIGCONT);
             return Err(self);
         }

@@ -8,6 +8,8 @@
 pub(crate) enum Word {
     /// Everything is in place; the next thing it does is to accept connections.
     Ready,
+    /// The same, and it wants its predecessor to go on accepting connections, too.
+    ReadyToOverlap,
     /// It has handed the socket over to a successor of its own.
     HandedOver,
     /// It was told to stop.
@@ -15,12 +17,18 @@ pub(crate) enum Word {
 }
 
 impl Word {
-    const ALL: [Word; 3] = [Word::Ready, Word::HandedOver, Word::Stopping];
+    const ALL: [Word; 4] = [Word::Ready, Word::ReadyToOverlap, Word::HandedOver, Word::Stopping];
+
+    /// Whether whoever says it is about to accept connections, or does so.
+    pub(crate) fn is_ready(self) -> bool {
+        matches!(self, Word::Ready | Word::ReadyToOverlap)
+    }
 
     /// The line that stands for the word, without its end.
     pub(crate) fn line(self) -> &'static str {
         match self {
             Word::Ready => "ready",
+            Word::ReadyToOverlap => "ready to overlap",
             Word::HandedOver => "handed over",
             Word::Stopping => "stopping",
         }

@@ -7,7 +7,7 @@ use std::{io, mem, process};
 
 use super::{Event, Process, State};
 use crate::asker::{Asker, Request};
-use crate::control::Control;
+use crate::control::{Before, Control};
 use crate::family;
 use crate::systemd;
 use crate::words::Word;
@@ -94,7 +94,7 @@ impl Process {
             mem::forget(self.pid_file.take());
             return Err(error);
         }
-        self.open_control();
+        self.open_control(if self.options.overlap { Before::Stays } else { Before::Goes });
         Ok(())
     }
 
@@ -109,24 +109,33 @@ impl Process {
     /// Tells everybody who looks that this process serves, after a successor may have told otherwise.
     pub(super) fn be_the_one_that_serves(&mut self) {
         self.aside = None;
+        self.control.iter().for_each(Control::clear_aside);
         if let Some(pid_file) = &self.pid_file
             && let Err(error) = pid_file.restore()
         {
             log::error!("cannot write the PID file {}: {error}", pid_file.path().display());
         }
-        self.open_control();
+        self.open_control(Before::Goes);
         systemd::ready();
     }
 
+    /// Lets everybody who looks find the predecessor, which runs beside this process, instead of it.
+    pub(super) fn give_back(&mut self) {
+        if let Some(pid_file) = self.pid_file.take() {
+            pid_file.give_back();
+        }
+        self.control.iter().for_each(Control::give_back);
+    }
+
     /// Puts this process's control socket in its place, if it is not there.
-    fn open_control(&mut self) {
+    fn open_control(&mut self, before: Before) {
         let Some(path) = &self.options.control else { return };
         if self.control.as_ref().is_some_and(Control::is_in_place) {
             return;
         }
         let events = self.events.clone();
         let ask = move |asker, request| drop(events.send(Event::Asked(asker, request)));
-        match Control::start(path, true, ask) {
+        match Control::start(path, before, ask) {
             Ok(control) => self.control = Some(control),
             Err(error) => log::error!("cannot listen for requests on {}: {error}", path.display()),
         }

@@ -1,10 +1,13 @@
 //! Everyday operations: configuration, overlap, several sockets, Unix sockets, what is serving.
 
-use std::fs;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{self, TryRecvError};
+use std::{fs, thread};
 
 use nix::sys::signal::Signal;
 
@@ -207,6 +210,82 @@ fn an_overlap_goes_back_when_the_successor_is_stopped() {
     both_answer(&server, old, new);
 }
 
+/// The successor that leaves and the predecessor that goes on put their names in the same places at the same
+/// time; whoever looks there in any moment finds one of them.
+#[test]
+fn whoever_goes_back_is_found_at_any_moment() {
+    let directory = Directory::new();
+    let control = directory.join("control");
+    let pid_file = directory.join("pid");
+    let mut command = Command::new(BINARY);
+    command.args(["--listen", "127.0.0.1:0", "--overlap", "--control"]).arg(&control);
+    command.arg("--pid-file").arg(&pid_file);
+    let server = Server::start_command(command, directory);
+    let old = server.first();
+
+    let (going_on, ended) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let (going_on, pid_file, control) = (going_on, &pid_file, &control);
+        let aside = server.directory.join("control.old");
+        let tells = |path: &Path, pid: u32| {
+            let status = handover::ask(path, "status").unwrap();
+            assert!(status.starts_with(&format!("pid={pid} ")), "{status}");
+        };
+        let looking = scope.spawn(move || {
+            let mut looks = 0;
+            while ended.try_recv() == Err(TryRecvError::Empty) {
+                fs::read_to_string(pid_file).expect("the PID file").trim().parse::<u32>().unwrap();
+                let mut connection = UnixStream::connect(control).expect("the control socket");
+                // The end of that, however it comes, so that the server is not flooded.
+                let _ = connection.write_all(b"\n").and_then(|()| io::copy(&mut connection, &mut io::sink()));
+                looks += 1;
+            }
+            looks
+        });
+        for _ in 0..50 {
+            let new = expect_overlap(&server);
+            assert_eq!(server.pid_file(), new);
+            tells(control, new);
+            tells(&aside, old);
+            signal_process(new, Signal::SIGTERM);
+            server.expect_processes(&[old]);
+            assert_eq!(server.pid_file(), old);
+            tells(control, old);
+            server.expect(&format!("successor {new} is leaving"));
+            assert!(!server.directory.join("pid.old").exists());
+            assert!(!aside.exists());
+        }
+        drop(going_on);
+        assert!(looking.join().unwrap() > 0);
+    });
+}
+
+/// The two must agree on what they do, and the newer configuration is the one that is wanted.
+#[test]
+fn the_successor_decides_whether_there_is_an_overlap() {
+    let server = start_with_config("", &[]);
+    let old = server.first();
+    let mut client = server.idle_client();
+    reload(&server, "overlap = true");
+    server.expect("a change of overlap needs a handover");
+    let new = expect_overlap(&server);
+    both_answer(&server, old, new);
+    signal_process(new, Signal::SIGTERM);
+    server.expect_processes(&[old]);
+    assert_eq!(server.hello(), old);
+
+    reload(&server, "overlap = false");
+    server.expect("configuration reloaded");
+    let new = server.hand_over();
+    // The predecessor still drains, which is no reason for the successor to leave to it what it does not do.
+    assert_eq!(server.hello(), new);
+    signal_process(new, Signal::SIGTERM);
+    server.expect("SIGTERM: stopping");
+    server.expect_processes(&[old]);
+    assert_eq!(client.get("/hello").unwrap().text(), format!("Hello from {old}!"));
+    server.expect_processes(&[]);
+}
+
 #[test]
 fn an_overlap_that_has_gone_forward_leaves_an_ordinary_process() {
     let server = Server::start_for_load(&["--overlap"]);
@@ -220,6 +299,7 @@ fn an_overlap_that_has_gone_forward_leaves_an_ordinary_process() {
     let newest = expect_overlap(&server);
     both_answer(&server, new, newest);
     signal_process(new, Signal::SIGTERM);
+    server.expect_processes(&[old, newest]);
     server.set_serving(newest);
     assert_eq!(server.stop(), exited(newest, 0));
     assert!(client::get(server.address, "/").is_err());
