@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::time::Instant;
 
 use tiny_http::{HTTPVersion, Header, Method, Response, ResponseBox, StatusCode};
@@ -101,9 +102,9 @@ impl Head {
         if bytes.len() > LARGEST_PIECE {
             return Err(too_large(bytes));
         }
-        let mut fields = [httparse::EMPTY_HEADER; MOST_HEADERS];
-        let mut request = httparse::Request::new(&mut fields);
-        match request.parse(bytes) {
+        let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+        let mut request = httparse::Request::new(&mut []);
+        match request.parse_with_uninit_headers(bytes, &mut fields) {
             Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
             Ok(_) => return Err(Refusal::new(400, "malformed request head")),
             Err(error) => return Err(malformed(error, bytes)),

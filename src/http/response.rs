@@ -4,10 +4,12 @@
 //! depends on; it ends a body that has failed half way with the chunk that says it is complete; it trusts
 //! the length it was told; and it holds the whole of a body without a length in memory for HTTP/1.0.
 
-use std::io::{self, Read};
+use std::fmt;
+use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, SystemTime};
 
+use httpdate::HttpDate;
 use tiny_http::{Header, Method, ResponseBox, StatusCode};
 
 use super::head::{Head, Refusal};
@@ -120,22 +122,21 @@ impl Answer {
         if !(200..1000).contains(&status) {
             return Err(format!("the status {status} is not that of a final response"));
         }
-        out.extend_from_slice(
-            format!("HTTP/1.1 {status} {}\r\n", response.status_code().default_reason_phrase()).as_bytes(),
-        );
+        let reason = response.status_code().default_reason_phrase();
+        line(out, format_args!("HTTP/1.1 {status} {reason}"));
         for header in response.headers() {
             check(header)?;
             field(out, header.field.as_str().as_str(), header.value.as_str());
         }
         if !response.headers().iter().any(|header| header.field.equiv("Date")) {
-            field(out, "Date", &httpdate::fmt_http_date(SystemTime::now()));
+            line(out, format_args!("Date: {}", HttpDate::from(SystemTime::now())));
         }
         match (framing, response.data_length()) {
             (Framing::Chunked, _) => field(out, "Transfer-Encoding", "chunked"),
-            (Framing::Length(length), _) => field(out, "Content-Length", &length.to_string()),
+            (Framing::Length(length), _) => line(out, format_args!("Content-Length: {length}")),
             // What the same request with GET would have been answered with (RFC 9110 section 9.3.2).
             (Framing::NoBody, Some(length)) if !matches!(status, 204 | 304) => {
-                field(out, "Content-Length", &length.to_string());
+                line(out, format_args!("Content-Length: {length}"));
             }
             _ => {}
         }
@@ -153,6 +154,12 @@ fn field(out: &mut Vec<u8>, name: &str, value: &str) {
     for part in [name, ": ", value, "\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
+}
+
+fn line(out: &mut Vec<u8>, content: fmt::Arguments<'_>) {
+    // A vector takes everything.
+    let _ = out.write_fmt(content);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// RFC 9110 sections 5.1 and 5.5: a name is a token, a value has no control characters but tabs.
@@ -229,7 +236,7 @@ impl Out<'_> {
                 self.collected.extend_from_slice(b"0\r\n\r\n");
                 return Ok(());
             }
-            self.collected.extend_from_slice(format!("{read:x}\r\n").as_bytes());
+            line(&mut self.collected, format_args!("{read:x}"));
             self.collected.extend_from_slice(&piece[..read]);
             self.collected.extend_from_slice(b"\r\n");
             self.flush().map_err(Failure::Client)?;
