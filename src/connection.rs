@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::address::Address;
 
@@ -91,6 +92,8 @@ pub(crate) struct Connection {
     common: Arc<Common>,
     /// [`BUSY`], [`EVICTED`], or else since when it has been idle: the nanoseconds since the epoch.
     occupation: AtomicU64,
+    /// A blocking recv(2) gives up after a [`MOMENT`].
+    waits_a_moment: AtomicBool,
     /// A request is being read, handled or answered.
     in_flight: AtomicBool,
     /// A request has come on it.
@@ -102,16 +105,8 @@ pub(crate) struct Connection {
 const BUSY: u64 = u64::MAX;
 const EVICTED: u64 = u64::MAX - 1;
 
-/// What the wait for a request ended with.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Waited {
-    /// Something can be read: input, or the end of it.
-    Readable,
-    /// Nothing came in time.
-    TimedOut,
-    /// The process stops, and nothing has come.
-    Stopping,
-}
+/// How long a connection counts as in use after a response: its next request is likely to come soon.
+const MOMENT: Duration = Duration::from_millis(100);
 
 impl Connection {
     pub(crate) fn new(socket: OwnedFd, peer: Peer, local: Address, common: Arc<Common>) -> Connection {
@@ -121,6 +116,7 @@ impl Connection {
             local,
             occupation: AtomicU64::new(common.now()),
             common,
+            waits_a_moment: AtomicBool::new(false),
             in_flight: AtomicBool::new(false),
             used: AtomicBool::new(false),
             evicted: AtomicBool::new(false),
@@ -149,37 +145,61 @@ impl Connection {
             || self.common.room_wanted.load(Ordering::Relaxed)
     }
 
-    /// Waits, idle, for a request.
-    pub(crate) fn wait(&self, deadline: Instant) -> io::Result<Waited> {
-        self.become_idle();
-        let waited = self.wait_idle(deadline);
+    /// Reads the beginning of a request; 0 if there will be none: at the end of the input, at the deadline,
+    /// and when the process stops and nothing has come.
+    ///
+    /// Between two requests the connection is idle, but for the first moment. Until that is over, its thread
+    /// waits in recv(2) alone, which nothing but input ends, instead of in poll(2) before it. With 32 clients
+    /// that saves an eighth of the processor's time, and it makes a stop at most that moment longer.
+    pub(crate) fn read_request(
+        &self,
+        buffer: &mut [u8],
+        deadline: impl FnOnce() -> Instant,
+    ) -> io::Result<usize> {
+        let (flags, waited) = self.wait_a_moment();
+        match recv(self.socket.as_raw_fd(), buffer, flags) {
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            result => return Ok(result?),
+        }
+        self.become_idle(waited);
+        let deadline = deadline();
+        let readable = self.wait_idle(deadline);
         self.occupation.store(BUSY, Ordering::SeqCst);
-        waited
+        if readable? { self.read(buffer, deadline) } else { Ok(0) }
     }
 
-    fn wait_idle(&self, deadline: Instant) -> io::Result<Waited> {
+    /// How to read the beginning of a request first, and how long that may take.
+    fn wait_a_moment(&self) -> (MsgFlags, Duration) {
+        let is_first = !self.used.load(Ordering::Relaxed);
+        if is_first || !self.waits_a_moment.load(Ordering::Relaxed) {
+            let moment = TimeVal::microseconds(MOMENT.as_micros() as i64);
+            if is_first || setsockopt(&self.socket, sockopt::ReceiveTimeout, &moment).is_err() {
+                return (MsgFlags::MSG_DONTWAIT, Duration::ZERO);
+            }
+            self.waits_a_moment.store(true, Ordering::Relaxed);
+        }
+        (MsgFlags::empty(), MOMENT)
+    }
+
+    /// Waits until there is input, or the end of it; `false` if there is not.
+    fn wait_idle(&self, deadline: Instant) -> io::Result<bool> {
         let mut events = [
             PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.common.idle_closed.as_fd(), PollFlags::POLLIN),
         ];
         loop {
-            let ready = match poll(&mut events, timeout_until(deadline)) {
-                Err(Errno::EINTR) => continue,
-                result => result?,
-            };
-            // The last look: what has come goes before the wish to stop.
-            return Ok(if events[0].any() == Some(true) {
-                Waited::Readable
-            } else if ready > 0 {
-                Waited::Stopping
-            } else {
-                Waited::TimedOut
-            });
+            match poll(&mut events, timeout_until(deadline)) {
+                Err(Errno::EINTR) => {}
+                // The last look: what has come goes before the wish to stop.
+                result => return Ok(result? > 0 && events[0].any() == Some(true)),
+            }
         }
     }
 
-    fn become_idle(&self) {
-        self.occupation.store(self.common.now(), Ordering::SeqCst);
+    /// From now on the connection counts as idle, and as if it had been for so long already.
+    fn become_idle(&self, already: Duration) {
+        let since = self.common.now().saturating_sub(already.as_nanos() as u64);
+        self.occupation.store(since, Ordering::SeqCst);
         self.common.offer_room();
     }
 
@@ -198,10 +218,9 @@ impl Connection {
     /// ever come before one that was of use, and then the one that has been idle for longest. One that was
     /// in use a moment ago is likely to be so again in a moment, and does not count as idle yet.
     pub(crate) fn idleness(&self) -> Option<(bool, u64)> {
-        const MOMENT: u64 = Duration::from_millis(100).as_nanos() as u64;
         match self.occupation.load(Ordering::SeqCst) {
             BUSY | EVICTED => None,
-            since if since + MOMENT > self.common.now() => None,
+            since if since + MOMENT.as_nanos() as u64 > self.common.now() => None,
             since => Some((self.used.load(Ordering::Relaxed), since)),
         }
     }
@@ -272,7 +291,7 @@ impl Connection {
         if shutdown(self.socket.as_raw_fd(), Shutdown::Write).is_err() {
             return;
         }
-        self.become_idle();
+        self.become_idle(Duration::ZERO);
         let mut discarded = [0; 4096];
         while Instant::now() < deadline && self.read(&mut discarded, deadline).is_ok_and(|count| count > 0) {}
     }
@@ -303,10 +322,15 @@ impl Drop for InFlight {
     }
 }
 
-/// The instant so much later. A century is as good as any time beyond it, and no overflow.
+/// The instant so much later than now.
 pub(crate) fn after(duration: Duration) -> Instant {
+    later(Instant::now(), duration)
+}
+
+/// The instant so much later. A century is as good as any time beyond it, and no overflow.
+pub(crate) fn later(instant: Instant, duration: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-    Instant::now() + duration.min(CENTURY)
+    instant + duration.min(CENTURY)
 }
 
 fn timeout_until(deadline: Instant) -> PollTimeout {

@@ -12,7 +12,7 @@ use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Backlog, SockType, SockaddrLike, SockaddrStorage, sockopt};
-use nix::sys::socket::{getpeername, getsockname, getsockopt, listen};
+use nix::sys::socket::{getpeername, getsockname, getsockopt, listen, setsockopt};
 
 use crate::address::{Address, UnixFile};
 use crate::connection::Peer;
@@ -181,6 +181,9 @@ impl Listener {
         let address = match &socket {
             Socket::Tcp(socket) => {
                 socket.set_nonblocking(true)?;
+                // A response is written in one piece, or in pieces as large as its buffer: Nagle's algorithm
+                // could only delay the last one. Every connection inherits this.
+                setsockopt(socket, sockopt::TcpNoDelay, &true)?;
                 Address::Network(socket.local_addr()?)
             }
             Socket::Unix(socket) => {
@@ -207,9 +210,6 @@ impl Listener {
         match &self.socket {
             Socket::Tcp(socket) => {
                 let (stream, peer) = socket.accept()?;
-                // A response is written in one piece, or in pieces as large as its buffer: Nagle's
-                // algorithm could only delay the last one. If the peer has gone, reading will tell.
-                let _ = stream.set_nodelay(true);
                 Ok((stream.into(), Peer::Network(peer)))
             }
             Socket::Unix(socket) => Ok((socket.accept()?.0.into(), Peer::Local)),

@@ -1,10 +1,12 @@
 //! What comes in on a connection: read in large pieces, used up in small ones.
 
+use std::cell::LazyCell;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::connection::{Connection, Waited};
+use crate::connection::{Connection, after};
 use crate::options::Limits;
 
 /// The largest head of a request, and the largest piece that is looked at as a whole.
@@ -18,12 +20,13 @@ pub(crate) struct Input {
     connection: Arc<Connection>,
     limits: Limits,
     buffer: Vec<u8>,
-    used: usize,
+    /// What has been read and not used yet lies here in the buffer.
+    unused: Range<usize>,
 }
 
 impl Input {
     pub(crate) fn new(connection: Arc<Connection>, limits: Limits) -> Input {
-        Input { connection, limits, buffer: Vec::new(), used: 0 }
+        Input { connection, limits, buffer: Vec::new(), unused: 0..0 }
     }
 
     pub(crate) fn connection(&self) -> &Arc<Connection> {
@@ -40,30 +43,31 @@ impl Input {
 
     /// What has been read and not used yet.
     pub(crate) fn unused(&self) -> &[u8] {
-        &self.buffer[self.used..]
+        &self.buffer[self.unused.clone()]
     }
 
     /// Uses up the first `count` bytes of [`unused`](Self::unused).
     pub(crate) fn advance(&mut self, count: usize) {
-        self.used += count;
-        if self.used == self.buffer.len() {
-            self.buffer.clear();
-            self.used = 0;
-        }
+        self.unused.start += count;
     }
 
     /// Waits for the first byte of a request; `false` if there will not be one.
     ///
     /// Empty lines before a request line are passed over (RFC 9112 section 2.2), and are no request yet.
-    pub(crate) fn wait_for_request(&mut self, deadline: Instant) -> io::Result<bool> {
+    pub(crate) fn wait_for_request(&mut self, patience: Duration) -> io::Result<bool> {
+        let deadline = LazyCell::new(|| after(patience));
         loop {
             match self.unused() {
                 [b'\n', ..] => self.advance(1),
                 [b'\r', b'\n', ..] => self.advance(2),
                 [] | [b'\r'] => {
+                    self.make_room();
                     // A large request has made it larger.
-                    self.buffer.shrink_to(READ_SIZE);
-                    if self.connection.wait(deadline)? != Waited::Readable || self.fill(deadline)? == 0 {
+                    self.buffer.truncate(READ_SIZE);
+                    self.buffer.shrink_to_fit();
+                    if self.fill_with(|connection, buffer| connection.read_request(buffer, || *deadline))?
+                        == 0
+                    {
                         return Ok(false);
                     }
                 }
@@ -74,13 +78,27 @@ impl Input {
 
     /// Reads more, behind what is there; 0 is the end of the input.
     pub(crate) fn fill(&mut self, deadline: Instant) -> io::Result<usize> {
-        self.buffer.drain(..self.used);
-        self.used = 0;
-        let filled = self.buffer.len();
-        self.buffer.resize(filled + READ_SIZE, 0);
-        let read = self.connection.read(&mut self.buffer[filled..], deadline);
-        self.buffer.truncate(filled + *read.as_ref().unwrap_or(&0));
-        read
+        self.fill_with(|connection, buffer| connection.read(buffer, deadline))
+    }
+
+    fn fill_with(
+        &mut self,
+        read: impl FnOnce(&Connection, &mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        self.make_room();
+        let most = self.unused.end + READ_SIZE;
+        if self.buffer.len() < most {
+            self.buffer.resize(most, 0);
+        }
+        let count = read(&self.connection, &mut self.buffer[self.unused.end..most])?;
+        self.unused.end += count;
+        Ok(count)
+    }
+
+    /// Moves what has not been used yet to the beginning of the buffer.
+    fn make_room(&mut self) {
+        self.buffer.copy_within(self.unused.clone(), 0);
+        self.unused = 0..self.unused.len();
     }
 
     /// Reads into `target`: what is there, or else what comes; 0 is the end of the input.

@@ -20,13 +20,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 pub use self::handler::Handler;
 pub use self::request::Request;
 
-use self::head::{Head, Refusal};
+use self::head::{Framing, Head, Refusal};
 use self::input::Input;
 use self::response::{Answer, Written};
-use crate::connection::{Connection, after};
+use crate::connection::{Connection, after, later};
 use crate::options::Limits;
 
 /// The log target of the access log.
@@ -42,7 +44,7 @@ pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits:
     let mut input = Input::new(Arc::clone(connection), current());
     let mut patience = input.limits().head_timeout;
     loop {
-        match input.wait_for_request(after(patience)) {
+        match input.wait_for_request(patience) {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => return log::debug!("{}: {error}", connection.peer()),
@@ -52,17 +54,27 @@ pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits:
         let exchange = exchange(input, handler);
         drop(in_flight);
         match exchange {
-            Ok(Some(rest)) => input = rest,
-            Ok(None) => return connection.linger(after(LINGER_TIMEOUT)),
+            Ok(Then::Next(rest)) => input = rest,
+            Ok(Then::Linger) => return connection.linger(after(LINGER_TIMEOUT)),
+            Ok(Then::Close) => return,
             Err(error) => return log::debug!("{}: {error}", connection.peer()),
         }
         patience = input.limits().idle_timeout;
     }
 }
 
-/// Reads one request and answers it. The rest of the input comes back if the connection can go on; `None`
-/// if this response was its last; an error if there is nobody to answer, or no way to go on.
-fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Option<Input>> {
+/// What comes after a response.
+enum Then {
+    /// The next request, at the beginning of this.
+    Next(Input),
+    /// The end of the connection, when the client has got the response.
+    Linger,
+    /// The end of the connection: the client has asked for it, and sends nothing more (RFC 9112 section 9.6).
+    Close,
+}
+
+/// Reads one request and answers it; an error if there is nobody to answer, or no way to go on.
+fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
     let begin = Instant::now();
     let connection = Arc::clone(input.connection());
     let patience = input.limits().write_timeout;
@@ -70,10 +82,10 @@ fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Option<Input>
         log::debug!("{}: {refusal}", connection.peer());
         let written = Answer::to_nothing(patience).write(&connection, refusal.response())?;
         log_access(&connection, "- -", written, begin);
-        Ok(None)
+        Ok(Then::Linger)
     };
 
-    let deadline = after(input.limits().head_timeout);
+    let deadline = later(begin, input.limits().head_timeout);
     let head = match Head::read(&mut input, deadline)? {
         Ok(head) => head,
         Err(refusal) => return refuse(refusal),
@@ -93,7 +105,7 @@ fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Option<Input>
         log::error!("the handler panicked on {what}");
         let written = answer.last().write(&connection, Refusal::internal_error().response())?;
         log_access(&connection, what, written, begin);
-        return Ok(None);
+        return Ok(Then::Linger);
     };
     // What the handler made of half a body is not an answer to the request.
     if let Some(refusal) = body.refusal() {
@@ -105,16 +117,20 @@ fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Option<Input>
     let written = answer.write(&connection, response)?;
     log_access(&connection, what, written, begin);
     if last || !written.complete {
-        return Ok(None);
+        let closed_by_client = !keep_alive && head.framing == Framing::Length(0) && !body.has_successor();
+        return Ok(if closed_by_client { Then::Close } else { Then::Linger });
     }
     match body.skip(SKIP_LIMIT) {
-        Ok(true) => Ok(Some(body.into_input())),
-        _ => Ok(None),
+        Ok(true) => Ok(Then::Next(body.into_input())),
+        _ => Ok(Then::Linger),
     }
 }
 
 /// One line for each response, if anybody wants it: peer, method, URL, status, bytes of the body, duration.
 fn log_access(connection: &Connection, what: impl fmt::Display, written: Written, begin: Instant) {
-    let Written { status, bytes, .. } = written;
-    log::info!(target: ACCESS_LOG, "{} {what} {status} {bytes} {:?}", connection.peer(), begin.elapsed());
+    // The clock is not read for nothing.
+    if log::log_enabled!(target: ACCESS_LOG, Level::Info) {
+        let Written { status, bytes, .. } = written;
+        log::info!(target: ACCESS_LOG, "{} {what} {status} {bytes} {:?}", connection.peer(), begin.elapsed());
+    }
 }

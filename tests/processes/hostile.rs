@@ -53,15 +53,15 @@ fn at_the_limit_the_longest_idle_connection_makes_room() {
     let server = Server::start(&["--max-connections", "3"]);
     let mut oldest = server.idle_client();
     let mut newer = server.idle_client();
-    server.expect_asleep();
+    server.expect_idle();
     let mut newest = server.idle_client();
-    server.expect_asleep();
+    server.expect_idle();
     // It becomes the one that has been idle for the shortest time.
     newer.get("/").unwrap();
-    server.expect_asleep();
+    server.expect_idle();
 
     let mut other = server.idle_client();
-    server.expect_asleep();
+    server.expect_idle();
     assert!(oldest.rest().unwrap().is_empty());
     let mut another = Client::connect(server.address).unwrap();
     another.get("/").unwrap();
@@ -75,10 +75,10 @@ fn at_the_limit_the_longest_idle_connection_makes_room() {
 #[test]
 fn a_connection_that_has_never_sent_a_request_makes_room_first() {
     let server = Server::start(&["--max-connections", "2"]);
-    let mut used = server.idle_client();
+    // First, so that it is not the younger one, which would have a moment longer.
     let mut silent = Client::connect(server.address).unwrap();
     server.expect("connected");
-    server.expect("connected");
+    let mut used = server.idle_client();
     assert_eq!(server.get("/"), "Hello World");
     assert!(silent.rest().unwrap().is_empty());
     assert_eq!(used.get("/").unwrap().status, 200);

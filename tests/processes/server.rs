@@ -13,6 +13,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -245,6 +246,20 @@ impl Server {
             stats.filter(|stat| !stat.rsplit(')').next().unwrap().starts_with(" S")).count()
         };
         wait_until(|| awake() == 0, || "the process does not come to rest".to_owned());
+    }
+
+    /// Waits until no connection counts as in use: as long as it does, its thread runs or is in recv(2).
+    pub fn expect_idle(&self) {
+        let tasks = format!("/proc/{}/task", self.serving());
+        let is_in_use = |task: &Path| {
+            let read = |name| fs::read_to_string(task.join(name)).unwrap_or_default();
+            let call = read("syscall");
+            read("comm") == "connection\n"
+                && (call == "running\n" || call.starts_with(&format!("{} ", libc::SYS_recvfrom)))
+        };
+        let in_use =
+            || fs::read_dir(&tasks).unwrap().flatten().filter(|task| is_in_use(&task.path())).count();
+        wait_until(|| in_use() == 0, || "a connection does not become idle".to_owned());
     }
 
     /// The PID that `/hello` tells.
