@@ -4,7 +4,6 @@
 //! too), and the pipe to its predecessor behind them. Whoever relies on numbers has to know what is behind
 //! them, and has to keep the numbers from being taken by something else.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -69,39 +68,20 @@ pub(crate) fn received(number: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
-/// Occupies those of the agreed numbers for so many sockets that are still free, for as long as the result
-/// lives.
-///
-/// While a successor is started, `std::process::Command` opens a pipe of its own. Were it to get one of
-/// them, placing a socket there in the child would silence every error of the start.
-pub(crate) fn reserve(sockets: usize) -> io::Result<Vec<File>> {
-    let (placeholders, _) = open_above_agreed(sockets, || File::open("/dev/null"))?;
-    Ok(placeholders)
-}
-
 /// A close-on-exec duplicate that is out of the way of the agreed numbers for so many sockets.
 pub(crate) fn duplicate(sockets: usize, descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let (_, duplicate) = open_above_agreed(sockets, || descriptor.try_clone_to_owned())?;
-    Ok(duplicate)
+    let mut below = Vec::new();
+    loop {
+        // The system hands out the lowest free number, so what comes before occupies the agreed ones.
+        let duplicate = descriptor.try_clone_to_owned()?;
+        if duplicate.as_raw_fd() >= first_free(sockets) {
+            return Ok(duplicate);
+        }
+        below.push(duplicate);
+    }
 }
 
 /// The first number behind so many sockets and the pipe.
 pub(crate) fn first_free(sockets: usize) -> RawFd {
     FIRST + sockets as RawFd + 1
-}
-
-/// Opens until the system hands out a number that is not an agreed one. The system always hands out the
-/// lowest free number, so what comes before occupies the agreed ones.
-fn open_above_agreed<D: AsRawFd>(
-    sockets: usize,
-    open: impl Fn() -> io::Result<D>,
-) -> io::Result<(Vec<D>, D)> {
-    let mut agreed = Vec::new();
-    loop {
-        let descriptor = open()?;
-        if descriptor.as_raw_fd() >= first_free(sockets) {
-            return Ok((agreed, descriptor));
-        }
-        agreed.push(descriptor);
-    }
 }

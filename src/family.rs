@@ -1,7 +1,6 @@
 //! The successors of a process that stays for their sake: to signal them, and to see them end.
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
 use std::process::{self, ExitStatus};
 
 use nix::errno::Errno;
@@ -9,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::descriptor;
+use crate::{child, descriptor};
 
 /// What is left of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +21,9 @@ pub(crate) enum Family {
 pub(crate) fn reap(last: &mut Option<ExitStatus>) -> Family {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            // As wait(2) has it: the status above the signal.
-            Ok(WaitStatus::Exited(_, status)) => *last = Some(ExitStatus::from_raw(status << 8)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => *last = Some(ExitStatus::from_raw(signal as i32)),
             Ok(WaitStatus::StillAlive) => return Family::Alive,
-            Ok(_) | Err(Errno::EINTR) => {}
+            Ok(status) => *last = child::end(status).or(*last),
+            Err(Errno::EINTR) => {}
             Err(_) => return Family::Gone,
         }
     }

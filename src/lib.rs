@@ -62,6 +62,7 @@
 
 mod address;
 mod asker;
+mod child;
 mod connection;
 mod control;
 mod descriptor;

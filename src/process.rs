@@ -8,12 +8,13 @@ mod duties;
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{self, Child, ExitStatus};
+use std::process::{self, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
 use crate::asker::{Asker, Request};
+use crate::child::Child;
 use crate::connection::after;
 use crate::control::Control;
 use crate::descriptor::Limit;
@@ -492,7 +493,7 @@ impl Process {
                 Ok(Event::Asked(asker, Request::Status)) => asker.tell(self.status(state)),
                 Ok(event) => {
                     if matches!(event, Event::Child) {
-                        self.retired.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+                        self.retired.retain_mut(|child| child.try_wait().is_none());
                     }
                     return event;
                 }

@@ -66,16 +66,25 @@ impl Drop for Signals {
     }
 }
 
-/// Holds the handled signals back from this thread, and from a child that it forks, until the result is
-/// dropped. A child inherits the mask through fork(2) and execve(2): a signal that comes before the child
-/// has its handlers waits for them instead of killing it.
+/// Holds every signal back from this thread, and from a child that it starts, until the result is dropped.
 pub(crate) fn block() -> io::Result<Blocked> {
-    Ok(Blocked { before: handled_set().thread_swap_mask(SigmaskHow::SIG_BLOCK)? })
+    Ok(Blocked { before: SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)? })
 }
 
 /// See [`block`].
 pub(crate) struct Blocked {
     before: SigSet,
+}
+
+impl Blocked {
+    /// What a child is to hold back: what this thread did before, and the handled signals. The mask passes
+    /// through execve(2): a signal that comes before the child has its handlers waits for them instead of
+    /// killing it.
+    pub(crate) fn with_handled(&self) -> SigSet {
+        let mut mask = self.before;
+        HANDLED.iter().for_each(|(signal, _)| mask.add(*signal));
+        mask
+    }
 }
 
 impl Drop for Blocked {

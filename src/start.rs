@@ -95,10 +95,8 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
             .map_err(system("become the reaper of orphans"))?;
     }
     let descriptors = Limit::raise();
-    let sockets = listeners.len();
     let first_socket =
         listeners.first().and_then(|listener| fstat(listener).ok()).map_or(0, |stat| stat.st_ino);
-    let _reserved = descriptor::reserve(sockets).map_err(system("open /dev/null"))?;
 
     let (events, inbox) = mpsc::channel();
     let post = |events: &Sender<Event>| {
@@ -176,7 +174,6 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         // Whoever waited for it may have lost interest.
         let _ = File::from(descriptor).write_all(b"\n");
     }
-    let _reserved_again = descriptor::reserve(sockets).map_err(system("open /dev/null"))?;
     // A process that is not ready is killed without a second thought, so it must not have a connection:
     // first it says that it is ready, then it accepts. Until then connections wait in the sockets' queues.
     process.tell_predecessor(if process.options.overlap { Word::ReadyToOverlap } else { Word::Ready });

@@ -1,26 +1,22 @@
 //! The process after this one: starting it, hearing its words, watching it, killing it.
 
 use std::fmt;
-use std::io::{self, PipeWriter};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::Pid;
 
+use crate::child::Child;
 use crate::descriptor::{self, Limit};
 use crate::ear::{Ear, Heard, Listening};
 use crate::program::Program;
-use crate::signals;
 use crate::takeover;
 use crate::words::Word;
 
@@ -55,9 +51,14 @@ impl Successor {
         report: impl Fn() + Send + 'static,
     ) -> io::Result<Successor> {
         let (pipe, their_end) = io::pipe()?;
+        let handed_over = sockets.iter().copied().chain([their_end.as_fd()]);
+        let handed_over = handed_over.map(|each| descriptor::duplicate(sockets.len(), each));
+        let handed_over = handed_over.collect::<io::Result<Vec<_>>>()?;
         // First, because a process that has been started may have to be listened to at once.
         let (ear, listening) = Ear::open(pipe.into(), report)?;
-        let process = Process::Child(spawn(program, sockets, their_end, limit)?);
+        // Nothing of the preparations is left when this returns: the child alone holds the write end of the
+        // pipe, without which its end of file would never come.
+        let process = Process::Child(Child::start(program, &handed_over, limit)?);
         Ok(Successor { process, ear, _listening: listening, said: None })
     }
 
@@ -78,7 +79,7 @@ impl Successor {
     /// Its process ID, as it is seen from here.
     pub(crate) fn pid(&self) -> u32 {
         match &self.process {
-            Process::Child(child) => child.id(),
+            Process::Child(child) => child.pid().as_raw().unsigned_abs(),
             Process::Stranger { pid } => *pid,
         }
     }
@@ -107,7 +108,7 @@ impl Successor {
     /// Whether the process has ended.
     pub(crate) fn has_ended(&mut self) -> bool {
         match &mut self.process {
-            Process::Child(child) => matches!(child.try_wait(), Ok(Some(_))),
+            Process::Child(child) => child.try_wait().is_some(),
             Process::Stranger { .. } => self.ear.has_ended(),
         }
     }
@@ -124,7 +125,7 @@ impl Successor {
     /// Waits for the end of the process, and tells how it ended.
     pub(crate) fn reap(self) -> End {
         match self.process {
-            Process::Child(mut child) => End::ByItself(wait(&mut child)),
+            Process::Child(mut child) => End::ByItself(child.wait()),
             Process::Stranger { .. } => End::Left,
         }
     }
@@ -142,8 +143,8 @@ impl Successor {
             self.ear.say(takeover::NO);
             return Ok(End::Left);
         };
-        let pid = Pid::from_raw(child.id() as i32);
-        if matches!(child.try_wait(), Ok(Some(_))) {
+        let pid = child.pid();
+        if child.try_wait().is_some() {
             return Ok(self.reap());
         }
         // It has not been reaped, so the ID is still its own.
@@ -165,8 +166,8 @@ impl Successor {
         if !matches!(waited, Ok(WaitStatus::Stopped(..))) {
             return Ok(self.reap());
         }
-        let _ = child.kill();
-        wait(child);
+        child.kill();
+        child.wait();
         Ok(End::Killed)
     }
 }
@@ -193,98 +194,5 @@ impl fmt::Display for End {
                 _ => write!(f, "ended with {status}"),
             },
         }
-    }
-}
-
-fn wait(child: &mut Child) -> ExitStatus {
-    // wait(2) can only fail if somebody else has reaped our child.
-    child.wait().unwrap_or_default()
-}
-
-/// Starts the program. Nothing of the preparations is left when this returns: the child alone holds the
-/// write end of the pipe, without which its end of file would never come.
-fn spawn(
-    program: &Program,
-    sockets: &[BorrowedFd<'_>],
-    pipe: PipeWriter,
-    limit: Option<Limit>,
-) -> io::Result<Child> {
-    let count = sockets.len();
-    let handed_over = sockets.iter().copied().chain([pipe.as_fd()]);
-    let handed_over: Vec<OwnedFd> =
-        handed_over.map(|each| descriptor::duplicate(count, each)).collect::<io::Result<_>>()?;
-    let mut command = Command::new(&program.path);
-    command.arg0(&program.name).args(&program.arguments);
-    let prepare = move || {
-        place(&handed_over)?;
-        limit.map_or(Ok(()), Limit::restore)
-    };
-    // SAFETY: `prepare` runs in the child between fork(2) and execve(2), where only what is
-    // async-signal-safe may be called: it makes some system calls, and neither allocates nor locks.
-    #[allow(unsafe_code)]
-    unsafe {
-        command.pre_exec(prepare);
-    }
-    let _blocked = signals::block()?;
-    retry_while_busy(|| command.spawn())
-}
-
-/// Puts the descriptors where the successor expects them, open across execve(2), and closes the rest.
-///
-/// The sources lie above the targets, so none overwrites another's source, and none is the no-op on equal
-/// numbers that would leave close-on-exec set.
-#[allow(unsafe_code)]
-fn place(sources: &[OwnedFd]) -> io::Result<()> {
-    let mut target = descriptor::FIRST;
-    for source in sources {
-        // SAFETY: this changes the descriptor table of the child, which is a copy and its own; what the
-        // target may have been is of no use to it, because it has kept these numbers from its own pipe.
-        if unsafe { libc::dup2(source.as_raw_fd(), target) } == -1 {
-            return Err(io::Error::last_os_error());
-        }
-        target += 1;
-    }
-    // SAFETY: this closes nothing yet. It marks, to be closed by execve(2), what the embedding program has
-    // not marked. Kernels before 5.11 do not know it: there, that is inherited, as by any program.
-    unsafe {
-        let (first, last) = (target as libc::c_uint, libc::c_uint::MAX);
-        libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC);
-    }
-    Ok(())
-}
-
-/// A file that was written a moment ago may be open for writing still, in a child that another process
-/// has forked and that has not reached its own execve(2): ETXTBSY, over in a moment.
-fn retry_while_busy<T>(mut start: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    const PAUSE: Duration = Duration::from_millis(5);
-    const RETRIES: u32 = 20;
-    for _ in 0..RETRIES {
-        match start() {
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => thread::sleep(PAUSE),
-            result => return result,
-        }
-    }
-    start()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_busy_file_is_tried_again() {
-        let mut attempts = 0;
-        let result = retry_while_busy(|| {
-            attempts += 1;
-            if attempts < 3 { Err(io::ErrorKind::ExecutableFileBusy.into()) } else { Ok("started") }
-        });
-        assert_eq!((result.unwrap(), attempts), ("started", 3));
-
-        let mut attempts = 0;
-        let result: io::Result<()> = retry_while_busy(|| {
-            attempts += 1;
-            Err(io::ErrorKind::NotFound.into())
-        });
-        assert_eq!((result.unwrap_err().kind(), attempts), (io::ErrorKind::NotFound, 1));
     }
 }
