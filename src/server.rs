@@ -135,7 +135,7 @@ impl Server {
     }
 
     /// Closes each connection that waits for a request, and from now on closes one that would wait. One
-    /// that has a request in its socket is not waiting.
+    /// that has a request in its socket is not waiting, and neither is one that was in use a moment ago.
     pub(crate) fn close_idle(&mut self) {
         self.close_idle = None;
     }

@@ -45,6 +45,29 @@ fn http_1_0_closes_unless_asked_not_to() {
 }
 
 #[test]
+fn who_asks_for_the_end_is_not_waited_for() {
+    let (_server, address) = serve(describe);
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    assert_eq!(rest(&mut stream), ok_last("GET / []"));
+    // The server has not only ended its side: what comes now is refused, and the next write is told so.
+    let _ = stream.write_all(b"x");
+    assert_eq!(stream.write_all(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+}
+
+#[test]
+fn who_asks_for_the_end_and_goes_on_gets_the_response_all_the_same() {
+    let (_server, address) = serve(describe);
+    let mut stream = TcpStream::connect(address).unwrap();
+    let first = "GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    stream.write_all(format!("{first}GET /2 HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).unwrap();
+    assert_eq!(rest(&mut stream), ok_last("GET /1 []"));
+    // The server reads to the end, so nothing is refused.
+    stream.write_all(b"x").unwrap();
+    stream.write_all(b"x").unwrap();
+}
+
+#[test]
 fn head_is_answered_without_a_body() {
     let (_server, address) = serve(|_| plain("hello"));
     let input = "HEAD / HTTP/1.1\r\nHost: t\r\n\r\n";
