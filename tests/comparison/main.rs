@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use crate::load::Measured;
 use crate::servers::{Server, memory, threads};
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const DURATION: Duration = Duration::from_millis(1200);
 
 fn main() {
@@ -69,7 +69,7 @@ fn throughput(directory: &std::path::Path) {
     let mut running = vec![
         ("handover".to_owned(), Server::start(servers::handover)),
         (
-            format!("tiny_http, {receivers} receivers"),
+            format!("tiny_http, receivers: {receivers}"),
             Server::start(|address| servers::tiny_http(address, receivers)),
         ),
     ];
@@ -226,7 +226,7 @@ fn starts() {
         theirs.push(tiny_http.first_answer.as_secs_f64() * 1000.0);
     }
     println!("| handover | {} |", Figure(ours).spread());
-    println!("| tiny_http, 4 receivers | {} |", Figure(theirs).spread());
+    println!("| tiny_http, receivers: 4 | {} |", Figure(theirs).spread());
 }
 
 fn sizes(descriptors: u64) {
@@ -239,7 +239,7 @@ fn sizes(descriptors: u64) {
     println!("| idle: memory (PSS), threads | {idle} KiB, {} |", threads(pid));
     let tiny_http = Server::start(|address| servers::tiny_http(address, 4));
     println!(
-        "| idle tiny_http, 4 receivers | {} KiB, {} |",
+        "| idle tiny_http, receivers: 4 | {} KiB, {} |",
         memory(tiny_http.pid()),
         threads(tiny_http.pid())
     );
