@@ -114,7 +114,7 @@ impl Connection {
             socket,
             peer,
             local,
-            occupation: AtomicU64::new(common.now()),
+            occupation: AtomicU64::new(BUSY),
             common,
             waits_a_moment: AtomicBool::new(false),
             in_flight: AtomicBool::new(false),

@@ -106,6 +106,24 @@ fn when_none_is_idle_a_new_connection_waits() {
 }
 
 #[test]
+fn a_request_that_was_there_before_its_connection_was_accepted_is_in_flight_too() {
+    let server = Server::start(&["--max-connections", "1"]);
+    let mut busy = begin(&server);
+    server.expect("POST /echo");
+    let mut next = begin(&server);
+    finish(&mut busy);
+    drop(busy);
+    server.expect("POST /echo");
+    let mut waiting = Client::connect(server.address).unwrap();
+    waiting.send("GET /hello HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    // This is the time after which it would be the one to make room, if it were idle.
+    thread::sleep(Duration::from_millis(500));
+    finish(&mut next);
+    drop(next);
+    assert_eq!(waiting.receive().unwrap().status, 200);
+}
+
+#[test]
 fn a_connection_that_waits_is_accepted_by_the_successor() {
     let (server, mut busy, mut waiting) = start_full();
     let successor = server.hand_over();
