@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::address::Address;
+use crate::deadline::{after, timeout_until};
 
 /// What every connection of a process is told, and what it tells in return.
 pub(crate) struct Common {
@@ -320,25 +321,4 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.connection.in_flight.store(false, Ordering::SeqCst);
     }
-}
-
-/// The instant so much later than now.
-pub(crate) fn after(duration: Duration) -> Instant {
-    later(Instant::now(), duration)
-}
-
-/// The instant so much later. A century is as good as any time beyond it, and no overflow.
-pub(crate) fn later(instant: Instant, duration: Duration) -> Instant {
-    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-    instant + duration.min(CENTURY)
-}
-
-fn timeout_until(deadline: Instant) -> PollTimeout {
-    timeout(deadline.saturating_duration_since(Instant::now()))
-}
-
-/// In milliseconds, rounded up, so that a wait never ends before its time and then spins through the rest.
-pub(crate) fn timeout(duration: Duration) -> PollTimeout {
-    let milliseconds = duration.as_nanos().div_ceil(1_000_000);
-    PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
 }

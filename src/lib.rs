@@ -51,12 +51,12 @@
 //!
 //! - The sockets: `listener.rs` binds them or takes them over (`address.rs`: where, `descriptor.rs`: under
 //!   which numbers).
-//! - The other processes: `successor.rs` starts the next one (`program.rs`: which program), hears its words
-//!   (`words.rs`, `ear.rs`), watches and kills it; `predecessor.rs` is the other end of that; `takeover.rs`
-//!   is the same between processes that are not parent and child, and `family.rs` is for a process that
-//!   stays when it has handed over.
+//! - The other processes: `successor.rs` starts the next one (`program.rs`: which program, `child.rs`: how),
+//!   hears its words (`words.rs`, `ear.rs`), watches and kills it; `predecessor.rs` is the other end of that;
+//!   `takeover.rs` is the same between processes that are not parent and child, and `family.rs` is for a
+//!   process that stays when it has handed over.
 //! - Who asks for something (`asker.rs`): `signals.rs` and `control.rs` turn it into events; `pid_file.rs`
-//!   and `systemd.rs` tell who serves.
+//!   and `systemd.rs` tell who serves (`place.rs`: at which path).
 //! - The connections: `server.rs` accepts them, each is entered in `register.rs` and served on a thread of
 //!   `workers.rs`, and `http` speaks HTTP on one (`connection.rs`).
 
@@ -65,6 +65,7 @@ mod asker;
 mod child;
 mod connection;
 mod control;
+mod deadline;
 mod descriptor;
 mod ear;
 mod error;

@@ -15,8 +15,8 @@ use std::time::Instant;
 
 use crate::asker::{Asker, Request};
 use crate::child::Child;
-use crate::connection::after;
 use crate::control::Control;
+use crate::deadline::after;
 use crate::descriptor::Limit;
 use crate::ear::Heard;
 use crate::family::{self, Family};

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::connection::{self, Common, Connection};
+use crate::connection::{Common, Connection};
+use crate::deadline;
 use crate::listener::{self, Listener};
 use crate::options::Limits;
 use crate::register::Register;
@@ -203,7 +204,7 @@ impl Acceptor {
                 trouble.meet(&obstacle);
                 self.register.evict_one();
                 // Meanwhile the socket stays readable, and it would be no use to wait for that.
-                let readable = wait(stop, &[room.as_fd()], connection::timeout(BACK_OFF));
+                let readable = wait(stop, &[room.as_fd()], deadline::timeout(BACK_OFF));
                 if readable.stop {
                     return;
                 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::head::{Framing, Refusal};
 use super::input::{Input, LARGEST_PIECE};
-use crate::connection::after;
+use crate::deadline::after;
 
 /// The longest line with a chunk's size; the rest of it can only be extensions, which nobody uses.
 const LONGEST_CHUNK_LINE: usize = 256;

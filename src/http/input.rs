@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::connection::{Connection, after};
+use crate::connection::Connection;
+use crate::deadline::after;
 use crate::options::Limits;
 
 /// The largest head of a request, and the largest piece that is looked at as a whole.

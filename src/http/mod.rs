@@ -28,7 +28,8 @@ pub use self::request::Request;
 use self::head::{Framing, Head, Refusal};
 use self::input::Input;
 use self::response::{Answer, Written};
-use crate::connection::{Connection, after, later};
+use crate::connection::Connection;
+use crate::deadline::{after, later};
 use crate::options::Limits;
 
 /// The log target of the access log.
