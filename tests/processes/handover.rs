@@ -54,6 +54,8 @@ struct Appearance {
     environment: Vec<u8>,
     directory: PathBuf,
     threads: usize,
+    /// The signals that are blocked, ignored and handled, and the limit of descriptors.
+    settings: Vec<String>,
 }
 
 impl Appearance {
@@ -70,12 +72,16 @@ impl Appearance {
             })
             .collect();
         descriptors.sort();
+        let settings = ["status", "limits"].map(|name| fs::read_to_string(proc.join(name)).unwrap()).concat();
+        let wanted = ["SigBlk:", "SigIgn:", "SigCgt:", "Max open files"];
+        let is_wanted = |line: &&str| wanted.iter().any(|wanted| line.starts_with(wanted));
         Appearance {
             descriptors,
             arguments: fs::read(proc.join("cmdline")).unwrap(),
             environment: fs::read(proc.join("environ")).unwrap(),
             directory: fs::read_link(proc.join("cwd")).unwrap(),
             threads: fs::read_dir(proc.join("task")).unwrap().count(),
+            settings: settings.lines().filter(is_wanted).map(str::to_owned).collect(),
         }
     }
 }
@@ -106,6 +112,8 @@ fn the_last_is_like_the_first(server: &Server) {
     assert_eq!(first.environment, origin.environment);
     assert_eq!(first.directory, origin.directory);
     assert_eq!(first.threads, origin.threads);
+    assert_eq!(first.settings, origin.settings);
+    assert_eq!(first.settings.len(), 4);
 
     assert_eq!(server.processes(), [server.serving()]);
     assert_eq!(server.hello(), server.serving());
