@@ -4,8 +4,9 @@
 //! too), and the pipe to its predecessor behind them. Whoever relies on numbers has to know what is behind
 //! them, and has to keep the numbers from being taken by something else.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
@@ -68,8 +69,45 @@ pub(crate) fn received(number: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
+/// Low numbers, kept for what a successor is started with: then the beginning of the table of descriptors
+/// is all that it needs of it, however many connections there are.
+pub(crate) struct Reserve {
+    sockets: usize,
+    null: File,
+    kept: Vec<OwnedFd>,
+}
+
+impl Reserve {
+    /// For so many sockets and the pipe behind them; to be made before there are connections.
+    pub(crate) fn new(sockets: usize) -> io::Result<Reserve> {
+        let mut reserve = Reserve { sockets, null: File::open("/dev/null")?, kept: Vec::new() };
+        reserve.keep();
+        Ok(reserve)
+    }
+
+    /// Calls `start` with close-on-exec duplicates, which lie out of the way of the agreed numbers, and under
+    /// the low ones unless somebody else has been faster.
+    pub(crate) fn lend<T>(
+        &mut self,
+        descriptors: &[BorrowedFd<'_>],
+        start: impl FnOnce(&[OwnedFd]) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.kept.clear();
+        let duplicates = descriptors.iter().map(|each| duplicate(self.sockets, each.as_fd()));
+        let started = duplicates.collect::<io::Result<Vec<_>>>().and_then(|duplicates| start(&duplicates));
+        self.keep();
+        started
+    }
+
+    /// Without descriptors to spare nothing is kept, and nothing is lost but time.
+    fn keep(&mut self) {
+        let numbers = (0..=self.sockets).map_while(|_| duplicate(self.sockets, self.null.as_fd()).ok());
+        self.kept = numbers.collect();
+    }
+}
+
 /// A close-on-exec duplicate that is out of the way of the agreed numbers for so many sockets.
-pub(crate) fn duplicate(sockets: usize, descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+fn duplicate(sockets: usize, descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let mut below = Vec::new();
     loop {
         // The system hands out the lowest free number, so what comes before occupies the agreed ones.

@@ -17,7 +17,7 @@ use crate::asker::{Asker, Request};
 use crate::child::Child;
 use crate::control::Control;
 use crate::deadline::after;
-use crate::descriptor::Limit;
+use crate::descriptor::{Limit, Reserve};
 use crate::ear::Heard;
 use crate::family::{self, Family};
 use crate::http::Handler;
@@ -85,6 +85,7 @@ pub(crate) struct Process {
     pub(crate) options: Options,
     pub(crate) program: Program,
     pub(crate) descriptors: Option<Limit>,
+    pub(crate) reserve: Reserve,
     pub(crate) handler: Arc<dyn Handler>,
     pub(crate) limits: Arc<RwLock<Limits>>,
     pub(crate) server: Server,
@@ -163,7 +164,7 @@ impl Process {
             }
             None => {
                 log::info!("{asker}: handing over, starting {path}");
-                Successor::start(&self.program, &sockets, self.descriptors, report)
+                Successor::start(&self.program, &sockets, &mut self.reserve, self.descriptors, report)
             }
         };
         match found {

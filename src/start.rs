@@ -16,7 +16,7 @@ use nix::sys::stat::fstat;
 
 use crate::asker::Asker;
 use crate::control::{self, Before, Control};
-use crate::descriptor::{self, Limit};
+use crate::descriptor::{self, Limit, Reserve};
 use crate::error::Error;
 use crate::http::{self, Handler};
 use crate::listener::Listener;
@@ -95,6 +95,7 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
             .map_err(system("become the reaper of orphans"))?;
     }
     let descriptors = Limit::raise();
+    let reserve = Reserve::new(listeners.len()).map_err(system("open /dev/null"))?;
     let first_socket =
         listeners.first().and_then(|listener| fstat(listener).ok()).map_or(0, |stat| stat.st_ino);
 
@@ -153,6 +154,7 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         options,
         program,
         descriptors,
+        reserve,
         handler,
         limits,
         server,

@@ -14,7 +14,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 use crate::child::Child;
-use crate::descriptor::{self, Limit};
+use crate::descriptor::{Limit, Reserve};
 use crate::ear::{Ear, Heard, Listening};
 use crate::program::Program;
 use crate::takeover;
@@ -47,18 +47,18 @@ impl Successor {
     pub(crate) fn start(
         program: &Program,
         sockets: &[BorrowedFd<'_>],
+        reserve: &mut Reserve,
         limit: Option<Limit>,
         report: impl Fn() + Send + 'static,
     ) -> io::Result<Successor> {
         let (pipe, their_end) = io::pipe()?;
-        let handed_over = sockets.iter().copied().chain([their_end.as_fd()]);
-        let handed_over = handed_over.map(|each| descriptor::duplicate(sockets.len(), each));
-        let handed_over = handed_over.collect::<io::Result<Vec<_>>>()?;
         // First, because a process that has been started may have to be listened to at once.
         let (ear, listening) = Ear::open(pipe.into(), report)?;
+        let handed_over: Vec<_> = sockets.iter().copied().chain([their_end.as_fd()]).collect();
         // Nothing of the preparations is left when this returns: the child alone holds the write end of the
         // pipe, without which its end of file would never come.
-        let process = Process::Child(Child::start(program, &handed_over, limit)?);
+        let child = reserve.lend(&handed_over, |duplicates| Child::start(program, duplicates, limit))?;
+        let process = Process::Child(child);
         Ok(Successor { process, ear, _listening: listening, said: None })
     }
 
