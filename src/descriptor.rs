@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+use nix::unistd::dup3;
 
 /// The first listening socket, in a process that was handed any. The others follow, and then, in a process
 /// that has a predecessor, the write end of the pipe to it.
@@ -72,46 +73,43 @@ pub(crate) fn received(number: RawFd) -> OwnedFd {
 /// Low numbers, kept for what a successor is started with: then the beginning of the table of descriptors
 /// is all that it needs of it, however many connections there are.
 pub(crate) struct Reserve {
-    sockets: usize,
-    null: File,
+    /// What is behind the numbers when they are not lent.
+    null: OwnedFd,
     kept: Vec<OwnedFd>,
 }
 
 impl Reserve {
-    /// For so many sockets and the pipe behind them; to be made before there are connections.
+    /// For so many sockets and the pipe behind them, out of the way of the agreed numbers; to be made before
+    /// there are connections.
     pub(crate) fn new(sockets: usize) -> io::Result<Reserve> {
-        let mut reserve = Reserve { sockets, null: File::open("/dev/null")?, kept: Vec::new() };
-        reserve.keep();
-        Ok(reserve)
+        let null = File::open("/dev/null")?.into();
+        let kept = (0..=sockets).map(|_| duplicate(sockets, &null)).collect::<io::Result<_>>()?;
+        Ok(Reserve { null, kept })
     }
 
-    /// Calls `start` with close-on-exec duplicates, which lie out of the way of the agreed numbers, and under
-    /// the low ones unless somebody else has been faster.
+    /// Calls `start` with close-on-exec duplicates under the numbers that are kept.
     pub(crate) fn lend<T>(
         &mut self,
         descriptors: &[BorrowedFd<'_>],
         start: impl FnOnce(&[OwnedFd]) -> io::Result<T>,
     ) -> io::Result<T> {
-        self.kept.clear();
-        let duplicates = descriptors.iter().map(|each| duplicate(self.sockets, each.as_fd()));
-        let started = duplicates.collect::<io::Result<Vec<_>>>().and_then(|duplicates| start(&duplicates));
-        self.keep();
+        let mut pairs = self.kept.iter_mut().zip(descriptors);
+        let lent = pairs.try_for_each(|(kept, lent)| dup3(lent, kept, OFlag::O_CLOEXEC));
+        let started = lent.map_err(io::Error::from).and_then(|()| start(&self.kept));
+        for kept in &mut self.kept {
+            // It cannot fail, because both are open. See dup(2), "Errors".
+            let _ = dup3(&self.null, kept, OFlag::O_CLOEXEC);
+        }
         started
-    }
-
-    /// Without descriptors to spare nothing is kept, and nothing is lost but time.
-    fn keep(&mut self) {
-        let numbers = (0..=self.sockets).map_while(|_| duplicate(self.sockets, self.null.as_fd()).ok());
-        self.kept = numbers.collect();
     }
 }
 
 /// A close-on-exec duplicate that is out of the way of the agreed numbers for so many sockets.
-fn duplicate(sockets: usize, descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+fn duplicate(sockets: usize, descriptor: &OwnedFd) -> io::Result<OwnedFd> {
     let mut below = Vec::new();
     loop {
         // The system hands out the lowest free number, so what comes before occupies the agreed ones.
-        let duplicate = descriptor.try_clone_to_owned()?;
+        let duplicate = descriptor.try_clone()?;
         if duplicate.as_raw_fd() >= first_free(sockets) {
             return Ok(duplicate);
         }
