@@ -171,11 +171,14 @@ impl Connection {
 
     /// How to read the beginning of a request first, and how long that may take.
     fn wait_a_moment(&self) -> (MsgFlags, Duration) {
-        let is_first = !self.used.load(Ordering::Relaxed);
-        if is_first || !self.waits_a_moment.load(Ordering::Relaxed) {
+        let at_once = (MsgFlags::MSG_DONTWAIT, Duration::ZERO);
+        if !self.used.load(Ordering::Relaxed) {
+            return at_once;
+        }
+        if !self.waits_a_moment.load(Ordering::Relaxed) {
             let moment = TimeVal::microseconds(MOMENT.as_micros() as i64);
-            if is_first || setsockopt(&self.socket, sockopt::ReceiveTimeout, &moment).is_err() {
-                return (MsgFlags::MSG_DONTWAIT, Duration::ZERO);
+            if setsockopt(&self.socket, sockopt::ReceiveTimeout, &moment).is_err() {
+                return at_once;
             }
             self.waits_a_moment.store(true, Ordering::Relaxed);
         }
