@@ -46,55 +46,37 @@
 //!
 //! # How to read the code
 //!
-//! `start.rs` is how a process begins, and `process.rs` is its story: one loop over its states. Beneath them,
+//! `serve.rs` is how a process begins, and `process.rs` is its story: one loop over its states. Beneath them,
 //! each module does one job, and none knows those above it.
 //!
-//! - The sockets: `listener.rs` binds them or takes them over (`address.rs`: where, `descriptor.rs`: under
-//!   which numbers).
-//! - The other processes: `successor.rs` starts the next one (`program.rs`: which program, `child.rs`: how),
-//!   hears its words (`words.rs`, `ear.rs`), watches and kills it; `predecessor.rs` is the other end of that;
-//!   `takeover.rs` is the same between processes that are not parent and child, and `family.rs` is for a
-//!   process that stays when it has handed over.
-//! - Who asks for something (`asker.rs`): `signals.rs` and `control.rs` turn it into events; `pid_file.rs`
-//!   and `systemd.rs` tell who serves (`place.rs`: at which path).
-//! - The connections: `server.rs` accepts them, each is entered in `register.rs` and served on a thread of
+//! - The sockets: `server/listener.rs` binds them or takes them over (`server/address.rs`: where,
+//!   `handover/descriptors.rs`: under which numbers).
+//! - The other processes, in `handover`: `successor.rs` starts the next one (`program.rs`: which program,
+//!   `spawn.rs`: how), hears its words (`link.rs`, `ear.rs`), watches and kills it; `predecessor.rs` is the other end of that;
+//!   `takeover.rs` is the same between processes that are not parent and child, and
+//!   `operations/keeper.rs` is for a process that stays when it has handed over.
+//! - Who asks for something, in `operations` (`requester.rs`): `signals.rs` and `control.rs` turn it into events; `pid_file.rs`
+//!   and `systemd.rs` tell who serves (`places.rs`: at which path).
+//! - The connections: `server` accepts them, each is entered in `registry.rs` and served on a thread of
 //!   `workers.rs`, and `http` speaks HTTP on one (`connection.rs`).
 
-mod address;
-mod asker;
-mod child;
-mod connection;
-mod control;
 mod deadline;
-mod descriptor;
-mod ear;
 mod error;
-mod family;
+mod handover;
 mod http;
-mod listener;
+mod operations;
 mod options;
 mod outcome;
-mod pid_file;
-mod place;
-mod predecessor;
 mod process;
-mod program;
-mod register;
+mod serve;
 mod server;
-mod signals;
-mod start;
-mod successor;
-mod systemd;
-mod takeover;
-mod words;
-mod workers;
 
 pub use tiny_http::{HTTPVersion, Header, HeaderField, Method, Response, ResponseBox, StatusCode};
 
-pub use crate::address::Address;
-pub use crate::control::ask;
 pub use crate::error::Error;
 pub use crate::http::{Handler, Request};
+pub use crate::operations::control::ask;
 pub use crate::options::{Limits, Options};
 pub use crate::outcome::Outcome;
-pub use crate::start::serve;
+pub use crate::serve::serve;
+pub use crate::server::address::Address;

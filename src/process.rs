@@ -13,24 +13,24 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
-use crate::asker::{Asker, Request};
-use crate::child::Child;
-use crate::control::Control;
 use crate::deadline::after;
-use crate::descriptor::{Limit, Reserve};
-use crate::ear::Heard;
-use crate::family::{self, Family};
+use crate::handover::descriptors::{Limit, Reserve};
+use crate::handover::ear::Heard;
+use crate::handover::link::Word;
+use crate::handover::predecessor::Predecessor;
+use crate::handover::program::Program;
+use crate::handover::spawn::Child;
+use crate::handover::successor::{End, Successor};
 use crate::http::Handler;
-use crate::listener::Listener;
+use crate::operations::control::Control;
+use crate::operations::keeper::{self, Family};
+use crate::operations::pid_file::PidFile;
+use crate::operations::requester::{Asker, Request};
+use crate::operations::systemd;
 use crate::options::{Limits, Options};
 use crate::outcome::Outcome;
-use crate::pid_file::PidFile;
-use crate::predecessor::Predecessor;
-use crate::program::Program;
 use crate::server::Server;
-use crate::successor::{End, Successor};
-use crate::systemd;
-use crate::words::Word;
+use crate::server::listener::Listener;
 
 /// What a process is doing.
 enum State {
@@ -463,7 +463,7 @@ impl Process {
     /// Nothing is left to do here, but to be there for the successors, if that is wanted.
     fn leave(&mut self) -> State {
         let mut last = None;
-        if !self.stays || family::reap(&mut last) == Family::Gone {
+        if !self.stays || keeper::reap(&mut last) == Family::Gone {
             return self.end();
         }
         log::info!("process {} stays until the last of its successors has ended", process::id());
@@ -476,7 +476,7 @@ impl Process {
         if let Event::Asked(asker, request) = event {
             self.pass_on_or_refuse(asker, request);
         }
-        if family::reap(&mut last) == Family::Alive {
+        if keeper::reap(&mut last) == Family::Alive {
             return State::Keeping { last };
         }
         log::info!("process {} ends, as the last of its successors has", process::id());

@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::connection::Connection;
 use crate::deadline::after;
 use crate::options::Limits;
+use crate::server::connection::Connection;
 
 /// The largest head of a request, and the largest piece that is looked at as a whole.
 pub(crate) const LARGEST_PIECE: usize = 16 * 1024;

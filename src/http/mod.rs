@@ -28,9 +28,9 @@ pub use self::request::Request;
 use self::head::{Framing, Head, Refusal};
 use self::input::Input;
 use self::response::{Answer, Written};
-use crate::connection::Connection;
 use crate::deadline::{after, later};
 use crate::options::Limits;
+use crate::server::connection::Connection;
 
 /// The log target of the access log.
 const ACCESS_LOG: &str = "handover::access";

@@ -8,8 +8,8 @@ use tiny_http::{HTTPVersion, Header, Method};
 use super::body::Body;
 use super::head::{Framing, Head, Refusal};
 use super::input::Input;
-use crate::address::Address;
-use crate::connection::Peer;
+use crate::server::address::Address;
+use crate::server::connection::Peer;
 
 /// A request, given to the handler.
 ///

@@ -13,7 +13,7 @@ use httpdate::HttpDate;
 use tiny_http::{Header, Method, ResponseBox, StatusCode};
 
 use super::head::{Head, Refusal};
-use crate::connection::Connection;
+use crate::server::connection::Connection;
 
 /// How much of a response is collected before it is written: a small one goes out in one piece.
 const PIECE: usize = 16 * 1024;

@@ -6,11 +6,11 @@ use std::sync::PoisonError;
 use std::{io, mem, process};
 
 use super::{Event, Process, State};
-use crate::asker::{Asker, Request};
-use crate::control::{Before, Control};
-use crate::family;
-use crate::systemd;
-use crate::words::Word;
+use crate::handover::link::Word;
+use crate::operations::control::{Before, Control};
+use crate::operations::keeper;
+use crate::operations::requester::{Asker, Request};
+use crate::operations::systemd;
 
 impl Process {
     pub(super) fn pass_on_or_refuse(&self, asker: Asker, request: Request) {
@@ -25,9 +25,9 @@ impl Process {
     /// Whoever watches a process that stays means its successors, too.
     pub(super) fn pass_on(&self, asker: &Asker, request: Request) {
         if self.stays {
-            let members = family::members(self.first_socket);
+            let members = keeper::members(self.first_socket);
             log::info!("{asker}: passed on to {members:?}");
-            family::signal(&members, asker.signal(request));
+            keeper::signal(&members, asker.signal(request));
         }
     }
 

@@ -11,10 +11,10 @@ use std::sync::{Arc, RwLock};
 use tiny_http::{Response, ResponseBox};
 
 use super::Request;
-use crate::address::Address;
-use crate::listener::Listener;
 use crate::options::Limits;
 use crate::server::Server;
+use crate::server::address::Address;
+use crate::server::listener::Listener;
 
 /// Serves a handler on a free port for as long as the result lives.
 fn serve(handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static) -> (Server, SocketAddr) {

@@ -8,9 +8,9 @@ use std::sync::{Arc, RwLock};
 use std::thread;
 
 use super::{Request, describe};
-use crate::address::Address;
-use crate::connection::{Common, Connection, Peer};
 use crate::options::Limits;
+use crate::server::address::Address;
+use crate::server::connection::{Common, Connection, Peer};
 
 /// Xorshift: the same numbers for the same seed, so that a failure can be repeated.
 struct Random(u64);

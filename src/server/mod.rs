@@ -4,6 +4,12 @@
 //! exactness. After [`Server::drain`] no connection is taken any more; every connection that was taken is
 //! in the register before its thread starts, and leaves it when the thread is done, however that ends.
 
+pub(crate) mod address;
+pub(crate) mod connection;
+pub(crate) mod listener;
+mod registry;
+mod workers;
+
 use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,12 +21,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::connection::{Common, Connection};
 use crate::deadline;
-use crate::listener::{self, Listener};
 use crate::options::Limits;
-use crate::register::Register;
-use crate::workers::Workers;
+use crate::server::connection::{Common, Connection};
+use crate::server::listener::Listener;
+use crate::server::registry::Register;
+use crate::server::workers::Workers;
 
 /// The function that is run on each connection, on a thread of its own.
 type Serve = dyn Fn(&Arc<Connection>) + Send + Sync;

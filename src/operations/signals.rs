@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use signal_hook::iterator::{Handle, Signals as Incoming};
 
-use crate::asker::Request;
+use crate::operations::requester::Request;
 
 /// What a signal means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::path::Path;
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
-use crate::descriptor;
+use crate::handover::descriptors;
 
 /// The request.
 pub(crate) const REQUEST: &str = "takeover";
@@ -56,7 +56,7 @@ pub(crate) fn ask(path: &Path) -> io::Result<Option<(UnixStream, Vec<OwnedFd>)>>
         let message = recvmsg::<()>(connection.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(numbers) = control {
-                sockets.extend(numbers.into_iter().map(descriptor::received));
+                sockets.extend(numbers.into_iter().map(descriptors::received));
             }
         }
         message.bytes

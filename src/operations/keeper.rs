@@ -8,7 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::{child, descriptor};
+use crate::handover::descriptors;
+use crate::handover::spawn;
 
 /// What is left of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub(crate) fn reap(last: &mut Option<ExitStatus>) -> Family {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) => return Family::Alive,
-            Ok(status) => *last = child::end(status).or(*last),
+            Ok(status) => *last = spawn::end(status).or(*last),
             Err(Errno::EINTR) => {}
             Err(_) => return Family::Gone,
         }
@@ -57,7 +58,7 @@ fn parent(pid: i32) -> Option<i32> {
 }
 
 fn holds(pid: i32, socket: u64) -> bool {
-    let held = fs::read_link(format!("/proc/{pid}/fd/{}", descriptor::FIRST));
+    let held = fs::read_link(format!("/proc/{pid}/fd/{}", descriptors::FIRST));
     held.is_ok_and(|held| held.as_os_str() == format!("socket:[{socket}]").as_str())
 }
 

@@ -14,10 +14,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Backlog, SockType, SockaddrLike, SockaddrStorage, sockopt};
 use nix::sys::socket::{getpeername, getsockname, getsockopt, listen, setsockopt};
 
-use crate::address::{Address, UnixFile};
-use crate::connection::Peer;
-use crate::descriptor;
 use crate::error::Error;
+use crate::handover::descriptors;
+use crate::server::address::{Address, UnixFile};
+use crate::server::connection::Peer;
 
 /// Connections that the kernel may queue until they are accepted, bounded by net.core.somaxconn. The
 /// standard library asks for 128, which a burst of reconnecting clients fills at once.
@@ -80,7 +80,7 @@ impl Listener {
     /// not a stream, not listening, or listening on another address than what is asked for in its place.
     pub(crate) fn take_over_all(asked: &[String]) -> Result<Vec<Listener>, Error> {
         let mut listeners: Vec<Listener> = Vec::new();
-        let next = |listeners: &Vec<Listener>| descriptor::FIRST + listeners.len() as i32;
+        let next = |listeners: &Vec<Listener>| descriptors::FIRST + listeners.len() as i32;
         for text in asked {
             let error = |source| Error::Listen { address: text.clone(), source };
             let wanted = Address::resolve(text).map_err(error)?;
@@ -145,7 +145,7 @@ impl Listener {
     fn take_over(number: i32) -> Result<Listener, Error> {
         let missing = || "no such descriptor was handed to this process".to_owned();
         let socket =
-            descriptor::inherited(number).ok_or_else(|| Error::TakeOver { number, reason: missing() })?;
+            descriptors::inherited(number).ok_or_else(|| Error::TakeOver { number, reason: missing() })?;
         Listener::checked(socket).map_err(|error| match error {
             Error::Mismatch { reason } => Error::TakeOver { number, reason },
             error => error,
@@ -247,7 +247,7 @@ fn is_listening_on_one_of(number: i32, wanted: &[Address]) -> bool {
 
 /// The address of the socket that was handed over under this number, if there is one. It is only looked at.
 fn listening_on(number: i32) -> Option<Address> {
-    if !descriptor::is_inherited(number) || getpeername::<SockaddrStorage>(number).is_ok() {
+    if !descriptors::is_inherited(number) || getpeername::<SockaddrStorage>(number).is_ok() {
         return None;
     }
     let name: SockaddrStorage = getsockname(number).ok()?;

@@ -22,9 +22,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::descriptor::{self, Limit};
-use crate::program::Program;
-use crate::signals;
+use crate::handover::descriptors::{self, Limit};
+use crate::handover::program::Program;
+use crate::operations::signals;
 
 /// More than the system calls of the child need.
 const STACK_SIZE: usize = 64 * 1024;
@@ -39,7 +39,7 @@ impl Child {
     /// Starts `program` with these descriptors from 3 on and those of standard input, output and error, and
     /// the limit of descriptors that this process was started with.
     ///
-    /// The descriptors must not lie where they are to be placed; see [`descriptor::Reserve`].
+    /// The descriptors must not lie where they are to be placed; see [`descriptors::Reserve`].
     pub(crate) fn start(
         program: &Program,
         descriptors: &[OwnedFd],
@@ -199,7 +199,7 @@ fn behind(descriptors: &[OwnedFd]) -> c_uint {
 /// numbers that would leave close-on-exec set.
 #[allow(unsafe_code)]
 fn place(sources: &[OwnedFd]) -> io::Result<()> {
-    let mut target = descriptor::FIRST;
+    let mut target = descriptors::FIRST;
     for source in sources {
         // SAFETY: this changes the descriptor table of the child, which is a copy and its own; what the
         // target may have been there, it has no use for.

@@ -13,12 +13,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
-use crate::child::Child;
-use crate::descriptor::{Limit, Reserve};
-use crate::ear::{Ear, Heard, Listening};
-use crate::program::Program;
-use crate::takeover;
-use crate::words::Word;
+use crate::handover::descriptors::{Limit, Reserve};
+use crate::handover::ear::{Ear, Heard, Listening};
+use crate::handover::link::Word;
+use crate::handover::program::Program;
+use crate::handover::spawn::Child;
+use crate::handover::takeover;
 
 /// A successor. Dropping it stops listening to it and does not touch the process.
 pub(crate) struct Successor {

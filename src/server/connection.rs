@@ -13,8 +13,8 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::address::Address;
 use crate::deadline::{after, timeout_until};
+use crate::server::address::Address;
 
 /// What every connection of a process is told, and what it tells in return.
 pub(crate) struct Common {

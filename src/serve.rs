@@ -14,23 +14,23 @@ use std::time::Instant;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::stat::fstat;
 
-use crate::asker::Asker;
-use crate::control::{self, Before, Control};
-use crate::descriptor::{self, Limit, Reserve};
 use crate::error::Error;
+use crate::handover::descriptors::{self, Limit, Reserve};
+use crate::handover::link::Word;
+use crate::handover::predecessor::Predecessor;
+use crate::handover::program::Program;
+use crate::handover::takeover;
 use crate::http::{self, Handler};
-use crate::listener::Listener;
+use crate::operations::control::{self, Before, Control};
+use crate::operations::pid_file::PidFile;
+use crate::operations::requester::Asker;
+use crate::operations::signals::{Meaning, Signals};
+use crate::operations::systemd;
 use crate::options::Options;
 use crate::outcome::Outcome;
-use crate::pid_file::PidFile;
-use crate::predecessor::Predecessor;
 use crate::process::{Event, Process};
-use crate::program::Program;
 use crate::server::Server;
-use crate::signals::{Meaning, Signals};
-use crate::systemd;
-use crate::takeover;
-use crate::words::Word;
+use crate::server::listener::Listener;
 
 /// Serves HTTP until the process has been stopped or has handed over, and its connections are finished.
 ///
@@ -60,13 +60,13 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
     let mut taken_over = false;
     let (listeners, predecessor) = if options.graceful || activated {
         let listeners = Listener::take_over_all(&options.listen)?;
-        for (number, listener) in (descriptor::FIRST..).zip(&listeners) {
+        for (number, listener) in (descriptors::FIRST..).zip(&listeners) {
             log::info!("listening on the existing file descriptor {number}, {}", listener.address());
         }
         let predecessor = if activated { None } else { Predecessor::inherited(listeners.len()) };
         if let (None, false, Some(pid)) = (&predecessor, activated, systemd::meant_for()) {
             let reason = format!("LISTEN_PID says that it is meant for process {pid}");
-            return Err(Error::TakeOver { number: descriptor::FIRST, reason });
+            return Err(Error::TakeOver { number: descriptors::FIRST, reason });
         }
         (listeners, predecessor)
     } else if let Some((connection, sockets)) = ask_for_sockets(&options)? {
@@ -84,7 +84,7 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         (listeners, None)
     };
     let ready_fd = match (options.ready_fd, &predecessor) {
-        (Some(number), None) => Some(descriptor::inherited(number).ok_or(Error::ReadyFd { number })?),
+        (Some(number), None) => Some(descriptors::inherited(number).ok_or(Error::ReadyFd { number })?),
         _ => None,
     };
     let stays = predecessor.is_none() && (options.stay || process::id() == 1);

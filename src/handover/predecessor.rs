@@ -10,9 +10,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, fstat};
 
-use crate::descriptor;
-use crate::takeover;
-use crate::words::Word;
+use crate::handover::descriptors;
+use crate::handover::link::Word;
+use crate::handover::takeover;
 
 /// The predecessor, while there may be one.
 pub(crate) struct Predecessor {
@@ -27,7 +27,7 @@ impl Predecessor {
     /// The predecessor at the other end of the descriptor behind so many sockets, or `None` if that is not
     /// the write end of a pipe: then something else has started this process, and waits for no word.
     pub(crate) fn inherited(sockets: usize) -> Option<Predecessor> {
-        let descriptor = descriptor::inherited(descriptor::first_free(sockets) - 1)?;
+        let descriptor = descriptors::inherited(descriptors::first_free(sockets) - 1)?;
         if is_write_end_of_pipe(&descriptor) {
             let pipe = ManuallyDrop::new(File::from(descriptor));
             return Some(Predecessor { pipe, is_stranger: false });

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::connection::{Common, Connection};
+use crate::server::connection::{Common, Connection};
 
 /// The open connections.
 pub(crate) struct Register {

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
 
-use crate::place;
+use crate::operations::places;
 
 /// A PID file that this process has written; dropping it removes the file if it still names this process.
 pub(crate) struct PidFile {
@@ -16,7 +16,7 @@ pub(crate) struct PidFile {
 impl PidFile {
     /// Writes this process's ID, in decimal and with a newline, in place of whatever the file holds.
     pub(crate) fn write(path: &Path) -> io::Result<PidFile> {
-        place::replace(path, |path| {
+        places::replace(path, |path| {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
             writeln!(file, "{}", process::id())
         })?;
@@ -30,13 +30,13 @@ impl PidFile {
 
     /// The same with `.old` at its end, for a process that runs beside its successor.
     pub(crate) fn aside(&self) -> io::Result<PidFile> {
-        PidFile::write(&place::aside(&self.path))
+        PidFile::write(&places::aside(&self.path))
     }
 
     /// Gives the file back to the predecessor that runs beside this process.
     pub(crate) fn give_back(self) {
         if self.names_this_process() {
-            place::give_back(&self.path);
+            places::give_back(&self.path);
         }
     }
 

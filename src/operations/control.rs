@@ -19,10 +19,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::geteuid;
 
-use crate::address::UnixFile;
-use crate::asker::{Asker, Request};
-use crate::place;
-use crate::takeover;
+use crate::handover::takeover;
+use crate::operations::places;
+use crate::operations::requester::{Asker, Request};
+use crate::server::address::UnixFile;
 
 /// The permissions of the socket: its owner's only.
 const MODE: u32 = 0o600;
@@ -78,13 +78,13 @@ impl Control {
         ask: impl Fn(Asker, Request) + Send + Sync + 'static,
     ) -> io::Result<Control> {
         if before == Before::Stays
-            && let Err(error) = place::put_aside(path)
+            && let Err(error) = places::put_aside(path)
         {
             log::debug!("no control socket is put aside: {}: {error}", path.display());
         }
         let listener = match before {
             Before::Nobody => UnixFile::bind(path, MODE)?,
-            Before::Goes | Before::Stays => place::replace(path, |path| UnixFile::bind(path, MODE))?,
+            Before::Goes | Before::Stays => places::replace(path, |path| UnixFile::bind(path, MODE))?,
         };
         let (stopped, stop) = io::pipe()?;
         let (answering, answered) = mpsc::channel();
@@ -119,13 +119,13 @@ impl Control {
     /// Gives the place back to the predecessor that runs beside this process.
     pub(crate) fn give_back(&self) {
         if self.is_in_place() {
-            place::give_back(&self.path);
+            places::give_back(&self.path);
         }
     }
 
     /// Nobody is to look for this process beside another any more.
     pub(crate) fn clear_aside(&self) {
-        let aside = place::aside(&self.path);
+        let aside = places::aside(&self.path);
         if self.leads_here(&aside) {
             let _ = fs::remove_file(aside);
         }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::words::Word;
+use crate::handover::link::Word;
 
 /// What a successor has said.
 #[derive(Debug, PartialEq, Eq)]
