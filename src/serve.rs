@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, RwLock};
@@ -45,15 +46,14 @@ use crate::server::listener::Listener;
 /// the PID file cannot be written. If there is a predecessor it goes on serving once this process has
 /// exited.
 pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> {
-    let system = |attempt| move |source| Error::System { attempt, source };
+    let system = |attempt: &'static str| move |source: io::Error| Error::new(attempt, source);
     // Without /proc, or once the file has gone, it is known by its name only.
     let executable = env::current_exe().unwrap_or_default();
     let started = Instant::now();
     let program = Program::of_successor().map_err(system("find out which program this is"))?;
 
     if options.listen.is_empty() {
-        let source = io::Error::new(io::ErrorKind::InvalidInput, "there is no address to listen on");
-        return Err(Error::Listen { address: "nothing".to_owned(), source });
+        return Err(Error::new("listen on nothing", "there is no address to listen on"));
     }
     // What was handed over is taken before anything else is opened, so that nothing else has its numbers.
     let activated = systemd::sockets().is_some();
@@ -65,8 +65,8 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         }
         let predecessor = if activated { None } else { Predecessor::inherited(listeners.len()) };
         if let (None, false, Some(pid)) = (&predecessor, activated, systemd::meant_for()) {
-            let reason = format!("LISTEN_PID says that it is meant for process {pid}");
-            return Err(Error::TakeOver { number: descriptors::FIRST, reason });
+            let attempt = format!("take over the listening socket at descriptor {}", descriptors::FIRST);
+            return Err(Error::new(attempt, format!("LISTEN_PID says that it is meant for process {pid}")));
         }
         (listeners, predecessor)
     } else if let Some((connection, sockets)) = ask_for_sockets(&options)? {
@@ -84,7 +84,10 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         (listeners, None)
     };
     let ready_fd = match (options.ready_fd, &predecessor) {
-        (Some(number), None) => Some(descriptors::inherited(number).ok_or(Error::ReadyFd { number })?),
+        (Some(number), None) => Some(descriptors::inherited(number).ok_or_else(|| {
+            let attempt = format!("tell descriptor {number} of the readiness");
+            Error::new(attempt, "it was not handed to this process")
+        })?),
         _ => None,
     };
     let stays = predecessor.is_none() && (options.stay || process::id() == 1);
@@ -125,7 +128,8 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         .map_err(system("start the accept thread"))?;
     let pid_file = match &options.pid_file {
         Some(path) => {
-            Some(PidFile::write(path).map_err(|source| Error::PidFile { path: path.clone(), source })?)
+            let error = |source| Error::new(format!("write the PID file {}", path.display()), source);
+            Some(PidFile::write(path).map_err(error)?)
         }
         None => None,
     };
@@ -146,7 +150,8 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
                 Some(_) => Before::Goes,
             };
             let started = Control::start(path, before, ask);
-            control = Some(started.map_err(|source| Error::Control { path: path.clone(), source })?);
+            let error = |source| Error::new(format!("listen for requests on {}", path.display()), source);
+            control = Some(started.map_err(error)?);
         }
     }
 
@@ -181,7 +186,7 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
     process.tell_predecessor(if process.options.overlap { Word::ReadyToOverlap } else { Word::Ready });
     if let Err(source) = process.wait_for_go() {
         let path = process.options.control.take().unwrap_or_default();
-        return Err(Error::Ask { path, source });
+        return Err(cannot_take_over_from(&path, source));
     }
     process.server.accept();
     let (version, executable) = (&process.options.version, process.executable.display());
@@ -194,8 +199,12 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
 fn ask_for_sockets(options: &Options) -> Result<Option<(UnixStream, Vec<OwnedFd>)>, Error> {
     match &options.control {
         Some(path) if options.takeover => {
-            takeover::ask(path).map_err(|source| Error::Ask { path: path.clone(), source })
+            takeover::ask(path).map_err(|source| cannot_take_over_from(path, source))
         }
         _ => Ok(None),
     }
+}
+
+fn cannot_take_over_from(path: &Path, source: io::Error) -> Error {
+    Error::new(format!("take over from the process at {}", path.display()), source)
 }

@@ -41,7 +41,7 @@ impl Listener {
     pub(crate) fn bind_all(asked: &[String], socket_mode: u32) -> Result<Vec<Listener>, Error> {
         let mut listeners = Vec::new();
         for text in asked {
-            let error = |source| Error::Listen { address: text.clone(), source };
+            let error = |source: io::Error| Error::new(format!("listen on {text}"), source);
             let first = listeners.len();
             let mut failure = None;
             for address in Address::resolve(text).map_err(error)? {
@@ -82,7 +82,7 @@ impl Listener {
         let mut listeners: Vec<Listener> = Vec::new();
         let next = |listeners: &Vec<Listener>| descriptors::FIRST + listeners.len() as i32;
         for text in asked {
-            let error = |source| Error::Listen { address: text.clone(), source };
+            let error = |source: io::Error| Error::new(format!("listen on {text}"), source);
             let wanted = Address::resolve(text).map_err(error)?;
             let first = listeners.len();
             while listeners.len() < first + wanted.len() {
@@ -94,7 +94,7 @@ impl Listener {
                 let listener = Listener::take_over(number)?;
                 if !listener.address.is_one_of(&wanted) {
                     let reason = format!("it listens on {}, not on {text}", listener.address);
-                    return Err(Error::TakeOver { number, reason });
+                    return Err(cannot_take_over(number, reason));
                 }
                 listeners.push(listener);
             }
@@ -102,7 +102,7 @@ impl Listener {
         let number = next(&listeners);
         if let Some(address) = listening_on(number) {
             let reason = format!("it listens on {address}, which nobody has asked for");
-            return Err(Error::TakeOver { number, reason });
+            return Err(cannot_take_over(number, reason));
         }
         Ok(listeners)
     }
@@ -115,10 +115,15 @@ impl Listener {
     /// As for [`take_over_all`](Self::take_over_all).
     pub(crate) fn adopt_all(asked: &[String], sockets: Vec<OwnedFd>) -> Result<Vec<Listener>, Error> {
         let mut listeners = Vec::new();
-        let mut sockets =
-            sockets.into_iter().map(Listener::checked).collect::<Result<Vec<_>, _>>()?.into_iter().peekable();
+        let mut sockets = sockets
+            .into_iter()
+            .map(Listener::checked)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|reason| Error::new("take over the listening sockets", reason))?
+            .into_iter()
+            .peekable();
         for text in asked {
-            let error = |source| Error::Listen { address: text.clone(), source };
+            let error = |source: io::Error| Error::new(format!("listen on {text}"), source);
             let wanted = Address::resolve(text).map_err(error)?;
             let is_wanted = |listener: &Listener| listener.address.is_one_of(&wanted);
             let first = listeners.len();
@@ -130,49 +135,45 @@ impl Listener {
             if listeners.len() == first {
                 let got =
                     sockets.peek().map_or("nothing".to_owned(), |listener| listener.address.to_string());
-                return Err(Error::Mismatch { reason: format!("it listens on {got}, not on {text}") });
+                let reason = format!("it listens on {got}, not on {text}");
+                return Err(Error::new("take over the listening sockets", reason));
             }
         }
         match sockets.next() {
             None => Ok(listeners),
             Some(Listener { address, .. }) => {
                 let reason = format!("it listens on {address}, which nobody has asked for");
-                Err(Error::Mismatch { reason })
+                Err(Error::new("take over the listening sockets", reason))
             }
         }
     }
 
     fn take_over(number: i32) -> Result<Listener, Error> {
         let missing = || "no such descriptor was handed to this process".to_owned();
-        let socket =
-            descriptors::inherited(number).ok_or_else(|| Error::TakeOver { number, reason: missing() })?;
-        Listener::checked(socket).map_err(|error| match error {
-            Error::Mismatch { reason } => Error::TakeOver { number, reason },
-            error => error,
-        })
+        let socket = descriptors::inherited(number).ok_or_else(|| cannot_take_over(number, missing()))?;
+        Listener::checked(socket).map_err(|reason| cannot_take_over(number, reason))
     }
 
     /// A socket that somebody else has opened, once it is known to be a listening one.
-    fn checked(socket: OwnedFd) -> Result<Listener, Error> {
-        let refuse = |reason: String| Error::Mismatch { reason };
-        let system = |source: io::Error| refuse(source.to_string());
+    fn checked(socket: OwnedFd) -> Result<Listener, String> {
+        let system = |source: io::Error| source.to_string();
 
         let family = match getsockname::<SockaddrStorage>(socket.as_raw_fd()) {
             Ok(name) => name.family(),
-            Err(Errno::ENOTSOCK) => return Err(refuse("it is not a socket".to_owned())),
+            Err(Errno::ENOTSOCK) => return Err("it is not a socket".to_owned()),
             Err(errno) => return Err(system(errno.into())),
         };
         match getsockopt(&socket, sockopt::SockType).map_err(|errno| system(errno.into()))? {
             SockType::Stream => {}
-            other => return Err(refuse(format!("it is not a stream socket but {other:?}"))),
+            other => return Err(format!("it is not a stream socket but {other:?}")),
         }
         if !getsockopt(&socket, sockopt::AcceptConn).map_err(|errno| system(errno.into()))? {
-            return Err(refuse("it is not listening".to_owned()));
+            return Err("it is not listening".to_owned());
         }
         let socket = match family {
             Some(AddressFamily::Inet | AddressFamily::Inet6) => Socket::Tcp(socket.into()),
             Some(AddressFamily::Unix) => Socket::Unix(socket.into()),
-            _ => return Err(refuse("it is neither a TCP nor a Unix socket".to_owned())),
+            _ => return Err("it is neither a TCP nor a Unix socket".to_owned()),
         };
         Listener::prepare(socket).map_err(system)
     }
@@ -234,6 +235,10 @@ impl AsFd for Listener {
             Socket::Unix(socket) => socket.as_fd(),
         }
     }
+}
+
+fn cannot_take_over(number: i32, reason: String) -> Error {
+    Error::new(format!("take over the listening socket at descriptor {number}"), reason)
 }
 
 /// Whether an address cannot be bound because it does not belong to this machine.
