@@ -14,7 +14,7 @@ pub struct Error {
 }
 
 /// Why something has failed: an error of the system, or a text.
-type Reason = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Reason = Box<dyn std::error::Error + Send + Sync>;
 
 impl Error {
     /// The failure of an attempt, which completes the words "cannot …".

@@ -70,6 +70,7 @@ mod outcome;
 mod process;
 mod serve;
 mod server;
+mod unix_file;
 
 pub use tiny_http::{HTTPVersion, Header, HeaderField, Method, Response, ResponseBox, StatusCode};
 

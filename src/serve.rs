@@ -13,6 +13,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
 use nix::sys::prctl::set_child_subreaper;
+use nix::sys::socket::{SockaddrStorage, getpeername, getsockname};
 use nix::sys::stat::fstat;
 
 use crate::error::Error;
@@ -59,7 +60,8 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
     let activated = systemd::sockets().is_some();
     let mut taken_over = false;
     let (listeners, predecessor) = if options.graceful || activated {
-        let listeners = Listener::take_over_all(&options.listen)?;
+        let name = |index| format!("descriptor {}", descriptors::FIRST + index as i32);
+        let listeners = Listener::adopt_all(&options.listen, inherited_sockets(), name)?;
         for (number, listener) in (descriptors::FIRST..).zip(&listeners) {
             log::info!("listening on the existing file descriptor {number}, {}", listener.address());
         }
@@ -70,7 +72,8 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
         }
         (listeners, predecessor)
     } else if let Some((connection, sockets)) = ask_for_sockets(&options)? {
-        let listeners = Listener::adopt_all(&options.listen, sockets)?;
+        let name = |index| format!("position {}", index + 1);
+        let listeners = Listener::adopt_all(&options.listen, sockets, name)?;
         for listener in &listeners {
             log::info!("listening on a file descriptor of another process, {}", listener.address());
         }
@@ -207,4 +210,16 @@ fn ask_for_sockets(options: &Options) -> Result<Option<(UnixStream, Vec<OwnedFd>
 
 fn cannot_take_over_from(path: &Path, source: io::Error) -> Error {
     Error::new(format!("take over from the process at {}", path.display()), source)
+}
+
+/// What was handed over from descriptor 3 on: the first, whatever it is, and those behind it that listen.
+fn inherited_sockets() -> Vec<OwnedFd> {
+    let listens = |number| {
+        descriptors::is_inherited(number)
+            && getsockname::<SockaddrStorage>(number).is_ok()
+            && getpeername::<SockaddrStorage>(number).is_err()
+    };
+    let numbers =
+        (descriptors::FIRST..).take_while(|&number| number == descriptors::FIRST || listens(number));
+    numbers.map_while(descriptors::inherited).collect()
 }

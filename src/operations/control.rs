@@ -22,7 +22,7 @@ use nix::unistd::geteuid;
 use crate::handover::takeover;
 use crate::operations::places;
 use crate::operations::requester::{Asker, Request};
-use crate::server::address::UnixFile;
+use crate::unix_file::UnixFile;
 
 /// The permissions of the socket: its owner's only.
 const MODE: u32 = 0o600;

@@ -1,15 +1,12 @@
-//! Addresses to listen on, and the files of Unix sockets.
+//! Addresses to listen on: how they are written, and whether a socket is what one stands for.
 
 use std::ffi::OsStr;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{self, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
-
-use nix::sys::stat::{Mode, umask};
+use std::os::unix::net;
+use std::path::PathBuf;
+use std::{fmt, io};
 
 /// An address that a server listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,51 +23,29 @@ pub enum Address {
 impl Address {
     /// The addresses that a text stands for: `HOST:PORT`, `unix:PATH` or `unix:@NAME`.
     pub(crate) fn resolve(text: &str) -> io::Result<Vec<Address>> {
-        match text.strip_prefix("unix:") {
-            Some(name) => Ok(vec![match name.strip_prefix('@') {
-                Some(name) => Address::Abstract(name.into()),
-                None => Address::Unix(name.into()),
-            }]),
-            None => {
-                let mut addresses: Vec<Address> = Vec::new();
-                for address in text.to_socket_addrs()?.map(Address::Network) {
-                    if !addresses.contains(&address) {
-                        addresses.push(address);
-                    }
-                }
-                Ok(addresses)
+        if let Some(name) = text.strip_prefix("unix:@") {
+            return Ok(vec![Address::Abstract(name.into())]);
+        }
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(vec![Address::Unix(path.into())]);
+        }
+        let mut addresses: Vec<Address> = Vec::new();
+        for address in text.to_socket_addrs()?.map(Address::Network) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
             }
         }
+        Ok(addresses)
     }
 
-    pub(crate) fn with_port(mut self, port: u16) -> Address {
-        if let Address::Network(address) = &mut self {
-            address.set_port(port);
-        }
-        self
-    }
-
-    /// Whether a socket on `bound` is what binding this address makes: port 0 stands for any port.
-    fn is_asked_for_by(&self, bound: &Address) -> bool {
-        match (self, bound) {
-            (Address::Network(wanted), Address::Network(bound)) => {
-                wanted.ip() == bound.ip() && (wanted.port() == bound.port() || wanted.port() == 0)
-            }
-            _ => self == bound,
-        }
-    }
-
-    /// Whether a socket on this address is what binding one of them makes.
+    /// Whether a socket on this address is what binding one of `wanted` makes: port 0 stands for any port.
     pub(crate) fn is_one_of(&self, wanted: &[Address]) -> bool {
-        wanted.iter().any(|wanted| wanted.is_asked_for_by(self))
-    }
-
-    pub(crate) fn to_unix(&self) -> io::Result<net::SocketAddr> {
-        match self {
-            Address::Unix(path) => net::SocketAddr::from_pathname(path),
-            Address::Abstract(name) => net::SocketAddr::from_abstract_name(name),
-            Address::Network(_) => Err(io::ErrorKind::InvalidInput.into()),
-        }
+        wanted.iter().any(|wanted| match (self, wanted) {
+            (Address::Network(bound), Address::Network(wanted)) => {
+                bound.ip() == wanted.ip() && (bound.port() == wanted.port() || wanted.port() == 0)
+            }
+            _ => self == wanted,
+        })
     }
 
     pub(crate) fn from_unix(address: &net::SocketAddr) -> io::Result<Address> {
@@ -92,70 +67,26 @@ impl fmt::Display for Address {
     }
 }
 
-/// The identity of a Unix socket's file: a path may lead to another file later.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct UnixFile {
-    device: u64,
-    inode: u64,
-}
-
-impl UnixFile {
-    pub(crate) fn at(path: &Path) -> Option<UnixFile> {
-        let file = fs::symlink_metadata(path).ok()?;
-        Some(UnixFile { device: file.dev(), inode: file.ino() })
-    }
-
-    /// Binds a socket to a path. A socket that is there already is replaced if nobody answers on it: it has
-    /// been left behind by a process that was killed.
-    pub(crate) fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
-        match UnixFile::bind_new(path, mode) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
-                fs::remove_file(path)?;
-                UnixFile::bind_new(path, mode)
-            }
-            result => result,
-        }
-    }
-
-    /// The umask makes sure that there is no moment in which more may connect than should.
-    fn bind_new(path: &Path, mode: u32) -> io::Result<UnixListener> {
-        let before = umask(Mode::from_bits_truncate(!mode & 0o777));
-        let bound = UnixListener::bind(path);
-        umask(before);
-        bound
-    }
-}
-
-fn is_stale(path: &Path) -> bool {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    let refused =
-        || UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    is_socket && refused()
-}
-
 #[cfg(test)]
 mod tests {
     use super::Address;
 
     #[test]
-    fn an_address_is_asked_for_by_ip_and_port_or_any_port() {
-        let one = |text: &str| Address::resolve(text).unwrap().remove(0);
-        let asked = |wanted: &str, bound: &str| one(wanted).is_asked_for_by(&one(bound));
-        assert!(asked("127.0.0.1:3000", "127.0.0.1:3000"));
-        assert!(asked("127.0.0.1:0", "127.0.0.1:41234"));
-        assert!(!asked("127.0.0.1:3000", "127.0.0.1:3001"));
-        assert!(!asked("127.0.0.1:3000", "0.0.0.0:3000"));
-        assert!(!asked("127.0.0.1:0", "127.0.0.2:41234"));
-        assert!(!asked("[::1]:3000", "127.0.0.1:3000"));
-        assert!(asked("unix:/run/a", "unix:/run/a"));
-        assert!(!asked("unix:/run/a", "unix:/run/b"));
-        assert!(!asked("unix:@a", "unix:a"));
-    }
-
-    #[test]
-    fn an_address_is_displayed_as_it_is_written() {
-        for text in ["127.0.0.1:3000", "[::1]:3000", "unix:/run/a", "unix:@a"] {
-            assert_eq!(Address::resolve(text).unwrap()[0].to_string(), text);
+    fn a_socket_is_asked_for_by_ip_and_port_or_any_port_or_name() {
+        let resolve = |text: &str| Address::resolve(text).unwrap();
+        for (wanted, bound, expected) in [
+            ("127.0.0.1:3000", "127.0.0.1:3000", true),
+            ("127.0.0.1:0", "127.0.0.1:41234", true),
+            ("127.0.0.1:3000", "127.0.0.1:3001", false),
+            ("127.0.0.1:3000", "0.0.0.0:3000", false),
+            ("127.0.0.1:0", "127.0.0.2:41234", false),
+            ("[::1]:3000", "127.0.0.1:3000", false),
+            ("unix:/run/a", "unix:/run/a", true),
+            ("unix:/run/a", "unix:/run/b", false),
+            ("unix:@a", "unix:a", false),
+        ] {
+            assert_eq!(resolve(bound)[0].is_one_of(&resolve(wanted)), expected, "{wanted} {bound}");
+            assert_eq!(resolve(bound)[0].to_string(), bound);
         }
     }
 }

@@ -31,6 +31,9 @@ use crate::server::workers::Workers;
 /// The function that is run on each connection, on a thread of its own.
 type Serve = dyn Fn(&Arc<Connection>) + Send + Sync;
 
+/// The most connections accepted from a queue that is to be closed, which clients may keep filling.
+const LONGEST_QUEUE: usize = 1 << 16;
+
 /// How long the accept loop waits for room, or for whatever else only time can bring, before it looks.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
@@ -223,7 +226,7 @@ impl Acceptor {
 
     /// Accepts what is in the queue, but not for ever, if others keep filling it.
     fn accept_queued(&self, listener: &Listener) {
-        for _ in 0..listener::BACKLOG {
+        for _ in 0..LONGEST_QUEUE {
             if !self.accept_one(listener).is_ok_and(|accepted| accepted) {
                 return;
             }

@@ -396,7 +396,7 @@ fn the_number_of_sockets_must_match() {
         (
             "exec 3<&0 4<&0 0</dev/null;",
             &["--listen", &address],
-            &format!("descriptor 4: it listens on {address}, which nobody has asked for"),
+            &format!("descriptor 4: it listens on {address}, which is not asked for"),
         ),
         (
             "exec 3<&0 4<&0 0</dev/null;",

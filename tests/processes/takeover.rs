@@ -119,10 +119,13 @@ fn fails(mut command: Command) -> String {
 fn other_sockets_are_not_taken_over() {
     let (server, control) = start();
     for (listen, reason) in [
-        (vec!["127.0.0.1:1".to_owned()], format!("it listens on {}, not on 127.0.0.1:1", server.address)),
+        (
+            vec!["127.0.0.1:1".to_owned()],
+            format!("position 1: it listens on {}, not on 127.0.0.1:1", server.address),
+        ),
         (
             vec![server.address.to_string(), "127.0.0.1:1".to_owned()],
-            "it listens on nothing, not on 127.0.0.1:1".to_owned(),
+            "position 2: no such descriptor was handed to this process".to_owned(),
         ),
     ] {
         let mut command = command(&listen[0], &control);
@@ -131,7 +134,7 @@ fn other_sockets_are_not_taken_over() {
         }
         command.arg("--takeover");
         let text = fails(command);
-        assert!(text.ends_with(&format!("cannot take over the listening sockets: {reason}\n")), "{text}");
+        assert!(text.ends_with(&format!("cannot take over the listening socket at {reason}\n")), "{text}");
         server.expect("has left before it was ready");
         assert_eq!(server.hello(), server.first());
         assert!(status(&control).starts_with(&format!("pid={} state=running ", server.first())));

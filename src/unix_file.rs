@@ -1,0 +1,195 @@
+//! The files of Unix sockets: binding, replacing what a killed process has left, and telling them apart.
+
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+use nix::sys::stat::{Mode, fchmod};
+
+/// The longest path of a Unix socket, in bytes.
+pub(crate) const LONGEST_PATH: usize = 107;
+
+/// The identity of a file: its path may lead to another one later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UnixFile {
+    device: u64,
+    inode: u64,
+}
+
+impl UnixFile {
+    pub(crate) fn at(path: &Path) -> Option<UnixFile> {
+        fs::symlink_metadata(path).ok().map(|file| UnixFile::of(&file))
+    }
+
+    /// Removes the file at this path, if it is this one.
+    pub(crate) fn remove(self, path: &Path) {
+        if UnixFile::at(path) == Some(self)
+            && let Err(error) = fs::remove_file(path)
+        {
+            log::warn!("cannot remove the socket {}: {error}", path.display());
+        }
+    }
+
+    fn of(file: &Metadata) -> UnixFile {
+        UnixFile { device: file.dev(), inode: file.ino() }
+    }
+
+    /// Listens on a path, with these permissions. A socket that [is left](is_left) there is replaced.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` if there is anything else, or if another process is about to listen there.
+    pub(crate) fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
+        let address = UnixAddr::new(path).map_err(|errno| match errno {
+            Errno::ENAMETOOLONG => {
+                io::Error::other(format!("the path of a Unix socket has at most {LONGEST_PATH} bytes"))
+            }
+            errno => errno.into(),
+        })?;
+        let _lock = Lock::take(path)?;
+        if is_left(path) {
+            fs::remove_file(path)?;
+        }
+        let socket = new_socket(SockFlag::empty())?;
+        // On Linux the file gets the permissions of the descriptor, less those of the umask, so there is no
+        // moment with more of them than wanted.
+        fchmod(&socket, Mode::from_bits_truncate(mode))?;
+        bind(socket.as_raw_fd(), &address)?;
+        fs::set_permissions(path, Permissions::from_mode(mode))
+            .and_then(|()| Ok(listen(&socket, Backlog::MAXALLOWABLE)?))
+            .inspect_err(|_| drop(fs::remove_file(path)))?;
+        Ok(socket.into())
+    }
+}
+
+fn new_socket(flags: SockFlag) -> nix::Result<OwnedFd> {
+    socket(AddressFamily::Unix, SockType::Stream, flags | SockFlag::SOCK_CLOEXEC, None)
+}
+
+/// Whether there is a socket that refuses connections: a process that was killed has left it behind.
+pub(crate) fn is_left(path: &Path) -> bool {
+    let Ok(address) = UnixAddr::new(path) else { return false };
+    let refuses = |client: OwnedFd| connect(client.as_raw_fd(), &address) == Err(Errno::ECONNREFUSED);
+    // Whatever is no socket refuses connections, too. The connect does not wait for room in the queue of a
+    // socket that is alive.
+    fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
+        && new_socket(SockFlag::SOCK_NONBLOCK).is_ok_and(refuses)
+}
+
+/// Keeps other starters away from a path for as long as it lives: between bind(2) and listen(2) a socket
+/// looks like a stale one.
+struct Lock {
+    path: PathBuf,
+    _file: Flock<File>,
+}
+
+impl Lock {
+    fn take(socket: &Path) -> io::Result<Lock> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".handover-lock");
+        let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).mode(0o600).custom_flags(flags).open(&path)?;
+        let taken = UnixFile::of(&file.metadata()?);
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            // The one that had it before may have removed the file in the meantime.
+            Ok(file) if UnixFile::at(path.as_ref()) == Some(taken) => {
+                Ok(Lock { path: path.into(), _file: file })
+            }
+            _ => Err(Errno::EADDRINUSE.into()),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::Barrier;
+    use std::{env, process, thread};
+
+    use super::*;
+
+    fn in_directory(name: &str, test: impl FnOnce(&Path)) {
+        let directory = env::temp_dir().join(format!("handover-{name}-{}", process::id()));
+        fs::create_dir(&directory).unwrap();
+        test(&directory.join("socket"));
+        let left: Vec<_> =
+            fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(left, ["socket"]);
+    }
+
+    fn is_in_use(bound: io::Result<UnixListener>) -> bool {
+        bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_nothing_else() {
+        in_directory("stale", |path| {
+            for mode in [0o600, 0o660, 0o777] {
+                let socket = UnixFile::bind(path, mode).unwrap();
+                let file = UnixFile::at(path);
+                assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, mode);
+                assert!(is_in_use(UnixFile::bind(path, mode)));
+                assert_eq!(UnixFile::at(path), file);
+                drop(socket);
+            }
+            fs::remove_file(path).unwrap();
+            fs::write(path, "precious").unwrap();
+            assert!(is_in_use(UnixFile::bind(path, 0o600)));
+            assert_eq!(fs::read_to_string(path).unwrap(), "precious");
+        });
+    }
+
+    #[test]
+    fn a_live_socket_with_a_full_queue_is_in_use_at_once() {
+        in_directory("full", |path| {
+            let socket = UnixFile::bind(path, 0o600).unwrap();
+            listen(&socket, Backlog::new(0).unwrap()).unwrap();
+            let _waiting = UnixStream::connect(path).unwrap();
+            assert!(is_in_use(UnixFile::bind(path, 0o600)));
+        });
+    }
+
+    #[test]
+    fn of_many_starters_on_a_stale_socket_one_gets_it() {
+        in_directory("starters", |path| {
+            for _ in 0..100 {
+                let together = Barrier::new(4);
+                let start = || {
+                    together.wait();
+                    UnixFile::bind(path, 0o600)
+                };
+                let bound = thread::scope(|scope| {
+                    let starters: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();
+                    starters.into_iter().map(|starter| starter.join().unwrap()).collect::<Vec<_>>()
+                });
+                let (bound, refused): (Vec<_>, Vec<_>) = bound.into_iter().partition(Result::is_ok);
+                assert_eq!(bound.len(), 1);
+                assert!(refused.into_iter().all(is_in_use));
+                // It is the one that is found.
+                UnixStream::connect(path).unwrap();
+                bound[0].as_ref().unwrap().accept().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_refused() {
+        let path = Path::new("/tmp").join("x".repeat(LONGEST_PATH - 4));
+        let error = UnixFile::bind(&path, 0o600).unwrap_err();
+        assert_eq!(error.to_string(), "the path of a Unix socket has at most 107 bytes");
+    }
+}
