@@ -1,27 +1,82 @@
-//! Until when something may take.
+//! Deadlines, and waiting for descriptors until one has passed.
 
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::poll::PollTimeout;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// The instant so much later than now.
+/// How long to wait before something is tried again that only time can help.
+pub(crate) const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// The instant that lies this far in the future.
 pub(crate) fn after(duration: Duration) -> Instant {
     later(Instant::now(), duration)
 }
 
-/// The instant so much later. A century is as good as any time beyond it, and no overflow.
+/// The instant that lies this much later. Beyond a century it makes no difference, and could overflow.
 pub(crate) fn later(instant: Instant, duration: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
     instant + duration.min(CENTURY)
 }
 
-/// How long poll(2) may take until then.
-pub(crate) fn timeout_until(deadline: Instant) -> PollTimeout {
-    timeout(deadline.saturating_duration_since(Instant::now()))
+/// For [`poll_until`]: there is something to read from a descriptor, or something to accept, or it has ended.
+pub(crate) fn readable<Fd: AsFd>(descriptor: &Fd) -> PollFd<'_> {
+    PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)
 }
 
-/// In milliseconds, rounded up, so that a wait never ends before its time and then spins through the rest.
-pub(crate) fn timeout(duration: Duration) -> PollTimeout {
-    let milliseconds = duration.as_nanos().div_ceil(1_000_000);
-    PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
+/// Whether the last [`poll_until`] has found this event.
+pub(crate) fn has_come(event: &PollFd<'_>) -> bool {
+    event.any() == Some(true)
+}
+
+/// Waits for one of the events, at most until the deadline, and returns whether one has come. Neither a
+/// signal nor a lack of memory ends the wait.
+pub(crate) fn poll_until(events: &mut [PollFd<'_>], deadline: Option<Instant>) -> bool {
+    loop {
+        match poll(events, deadline.map_or(PollTimeout::NONE, timeout_until)) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return true,
+            // Time may bring what poll(2) lacks.
+            Err(_) => thread::sleep(BACK_OFF),
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return false;
+        }
+    }
+}
+
+/// In milliseconds, rounded up, so that a wait does not end just before the deadline and then spin.
+pub(crate) fn timeout_until(deadline: Instant) -> PollTimeout {
+    let left = deadline.saturating_duration_since(Instant::now());
+    PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
+}
+
+/// Wakes a thread that waits with [`poll_until`].
+pub(crate) struct Waker {
+    woken: PipeReader,
+    wake: PipeWriter,
+}
+
+impl Waker {
+    pub(crate) fn new() -> io::Result<Waker> {
+        let (woken, wake) = io::pipe()?;
+        Ok(Waker { woken, wake })
+    }
+
+    pub(crate) fn wake(&self) {
+        let _ = (&self.wake).write_all(&[0]);
+    }
+
+    /// The event to wait for. It stays until it is [cleared](Self::clear).
+    pub(crate) fn woken(&self) -> PollFd<'_> {
+        readable(&self.woken)
+    }
+
+    /// Forgets that it has been woken, which it has been.
+    pub(crate) fn clear(&self) {
+        let _ = (&self.woken).read(&mut [0; 64]);
+    }
 }

@@ -317,7 +317,7 @@ impl Process {
     /// Another process accepts connections, which this one does not answer for.
     fn drain_for_another(&mut self) -> State {
         let (deadline, probation) = self.drain();
-        self.server.leave_sockets();
+        self.server.close_listeners();
         log::info!("draining, {}", self.open());
         State::Draining { successor: None, deadline, probation }
     }
@@ -344,7 +344,7 @@ impl Process {
                 // It has handed over, or was told to stop: its place will not have to be taken.
                 if let Some(left) = successor.take_if(|successor| successor.said() != Some(Word::Ready)) {
                     self.retired.extend(left.retire());
-                    self.server.leave_sockets();
+                    self.server.close_listeners();
                 }
             }
             Event::Asked(asker, request) => self.pass_on_or_refuse(asker, request),
@@ -417,6 +417,7 @@ impl Process {
             return self.drain_for_another();
         }
         systemd::stopping();
+        self.server.remove_socket_files();
         self.server.close();
         log::info!("{asker}: stopping, {}", self.open());
         asker.tell("ok");
@@ -467,7 +468,7 @@ impl Process {
             return self.end();
         }
         log::info!("process {} stays until the last of its successors has ended", process::id());
-        self.server.leave_sockets();
+        self.server.close_listeners();
         self.aside = None;
         State::Keeping { last }
     }

@@ -51,10 +51,7 @@ pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits:
             Err(error) => return log::debug!("{}: {error}", connection.peer()),
         }
         input.set_limits(current());
-        let in_flight = connection.request();
-        let exchange = exchange(input, handler);
-        drop(in_flight);
-        match exchange {
+        match connection.in_flight(|| exchange(input, handler)) {
             Ok(Then::Next(rest)) => input = rest,
             Ok(Then::Linger) => return connection.linger(after(LINGER_TIMEOUT)),
             Ok(Then::Close) => return,

@@ -1,101 +1,121 @@
-//! Who is open. A drain counts this register and nothing else.
+//! The open connections, and the orders to all of them. A drain is complete when there are none.
 
 use std::collections::HashMap;
+use std::io::{self, PipeReader};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::server::connection::{Common, Connection};
+use crate::deadline::Waker;
+use crate::server::connection::{Activity, Connection};
 
-/// The open connections.
-pub(crate) struct Register {
-    open: Mutex<Open>,
-    common: Arc<Common>,
+/// The open connections, and what they share.
+pub(crate) struct Registry {
+    /// By the numbers of their descriptors, which stay taken for as long as they are in here.
+    open: Mutex<HashMap<RawFd, Arc<Connection>>>,
     on_empty: Box<dyn Fn() + Send + Sync>,
+    /// No further connection is accepted.
+    pub(super) draining: AtomicBool,
+    /// At its end of file when idle connections are to close.
+    pub(super) idle_closed: PipeReader,
+    /// The accept loop waits for a connection to end or become idle. Until one has, each response is the
+    /// last of its connection.
+    pub(super) capacity_wanted: AtomicBool,
+    /// Wakes the accept loop.
+    pub(super) acceptor: Waker,
 }
 
-#[derive(Default)]
-struct Open {
-    connections: HashMap<u64, Arc<Connection>>,
-    next: u64,
-}
-
-impl Register {
-    /// A register that calls `on_empty` when its last connection ends while the process is draining.
-    pub(crate) fn new(common: Arc<Common>, on_empty: impl Fn() + Send + Sync + 'static) -> Register {
-        Register { open: Mutex::default(), common, on_empty: Box::new(on_empty) }
+impl Registry {
+    /// A registry that calls `on_empty` when its last connection ends during a drain.
+    pub(crate) fn new(
+        idle_closed: PipeReader,
+        on_empty: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Registry> {
+        Ok(Registry {
+            open: Mutex::default(),
+            on_empty: Box::new(on_empty),
+            draining: AtomicBool::new(false),
+            idle_closed,
+            capacity_wanted: AtomicBool::new(false),
+            acceptor: Waker::new()?,
+        })
     }
 
-    /// What every connection is told.
-    pub(crate) fn common(&self) -> &Arc<Common> {
-        &self.common
-    }
-
-    /// Enters a connection, which stays in the register for as long as the result lives.
-    pub(crate) fn enter(self: &Arc<Self>, connection: Arc<Connection>) -> Registered {
-        let mut open = self.lock();
-        let id = open.next;
-        open.next += 1;
-        open.connections.insert(id, connection);
-        Registered { id, register: Arc::clone(self) }
+    /// Enters a connection. It is to be dropped before the entry, with which it leaves the registry.
+    pub(super) fn enter(self: &Arc<Self>, connection: Connection) -> (Entry, Arc<Connection>) {
+        let (descriptor, connection) = (connection.descriptor(), Arc::new(connection));
+        self.lock().insert(descriptor, Arc::clone(&connection));
+        (Entry { descriptor, registry: Arc::clone(self) }, connection)
     }
 
     /// The number of open connections.
-    pub(crate) fn len(&self) -> usize {
-        self.lock().connections.len()
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
     }
 
-    /// The number of open connections on which a request is being read, handled or answered.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.lock().connections.values().filter(|connection| connection.is_in_flight()).count()
-    }
-
-    /// Ends the connection that can best be spared, if one is idle, and none is on its way out already.
-    pub(crate) fn evict_one(&self) {
-        let open = self.lock();
-        if open.connections.values().any(|connection| connection.is_leaving()) {
-            return;
-        }
-        let idle =
-            open.connections.values().filter_map(|connection| Some((connection.idleness()?, connection)));
-        let mut idle: Vec<_> = idle.collect();
-        idle.sort_unstable_by_key(|&(idleness, _)| idleness);
-        idle.into_iter().find(|(idleness, connection)| connection.evict(*idleness));
+    /// The number of open connections with a request in flight.
+    pub(super) fn in_flight(&self) -> usize {
+        self.lock().values().filter(|each| matches!(each.activity(), Activity::InFlight { .. })).count()
     }
 
     /// Ends every connection at once.
-    pub(crate) fn cut(&self) {
-        self.lock().connections.values().for_each(|connection| connection.cut());
+    pub(super) fn cut(&self) {
+        self.lock().values().for_each(|connection| connection.cut());
     }
 
-    /// Makes every response from now on the last of its connection.
-    pub(crate) fn drain(&self) {
-        self.common.set_draining(true);
+    /// Makes each response from now on the last of its connection.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
         if self.len() == 0 {
             (self.on_empty)();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Open> {
+    /// Wakes the accept loop when a connection ends or becomes idle. For that the idle one that can best be
+    /// spared is evicted, unless an evicted one is about to end.
+    pub(super) fn want_capacity(&self) {
+        self.capacity_wanted.store(true, Ordering::SeqCst);
+        let open = self.lock();
+        let mut idle = Vec::new();
+        for connection in open.values() {
+            match connection.activity() {
+                Activity::Evicted => return,
+                activity => idle.extend(activity.idleness().map(|idleness| (idleness, connection))),
+            }
+        }
+        idle.sort_unstable_by_key(|&(idleness, _)| idleness);
+        idle.into_iter().find(|(_, connection)| connection.evict());
+    }
+
+    /// A connection has ended or become idle.
+    pub(super) fn offer_capacity(&self) {
+        if self.capacity_wanted.swap(false, Ordering::SeqCst) {
+            self.acceptor.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RawFd, Arc<Connection>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection's entry in the register.
-pub(crate) struct Registered {
-    id: u64,
-    register: Arc<Register>,
+/// Keeps a connection in the registry.
+pub(super) struct Entry {
+    descriptor: RawFd,
+    registry: Arc<Registry>,
 }
 
-impl Drop for Registered {
+impl Drop for Entry {
     fn drop(&mut self) {
-        let mut open = self.register.lock();
-        let connection = open.connections.remove(&self.id);
-        let empty = open.connections.is_empty();
+        let mut open = self.registry.lock();
+        let connection = open.remove(&self.descriptor);
+        let is_empty = open.is_empty();
         drop(open);
-        // The descriptor is to be closed before anybody hears that there is room.
+        // The descriptor is closed before its capacity is offered.
         drop(connection);
-        self.register.common.offer_room();
-        if empty && self.register.common.is_draining() {
-            (self.register.on_empty)();
+        self.registry.offer_capacity();
+        if is_empty && self.registry.draining.load(Ordering::SeqCst) {
+            (self.registry.on_empty)();
         }
     }
 }

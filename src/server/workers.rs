@@ -1,13 +1,12 @@
 //! Threads: one for each connection, kept for a while for the next one.
 //!
-//! A thread is had before a connection is accepted. When the system refuses one, the connection waits in
-//! the kernel's queue, from where another process of a handover may take it, instead of being lost.
+//! A thread is reserved before a connection is accepted. If the system refuses one, the connection stays in
+//! the kernel's queue, from which the other process of a handover may accept it.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 /// How long a thread waits for its next job before it ends.
@@ -15,89 +14,69 @@ const KEPT_FOR: Duration = Duration::from_secs(5);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The threads that wait for a job. The last one to become idle is the first to be taken, so that those
-/// that are too many end.
-#[derive(Default)]
+/// The threads without a job. The last one to become idle is the first to be reserved, so that those in
+/// excess end.
+#[derive(Clone, Default)]
 pub(crate) struct Workers {
     idle: Arc<Mutex<Vec<Worker>>>,
-    next: AtomicU64,
 }
 
-/// A thread without a job.
-struct Worker {
-    id: u64,
-    job: Sender<Job>,
-}
-
-/// A thread that waits for a job from whoever has this. It goes back to the others when it gets none.
-pub(crate) struct Reserved {
-    worker: Option<Worker>,
-    idle: Arc<Mutex<Vec<Worker>>>,
+/// A thread that waits for its job.
+pub(crate) struct Worker {
+    thread: ThreadId,
+    jobs: Sender<Job>,
 }
 
 impl Workers {
-    /// A thread that is idle, or a new one.
+    /// An idle thread, or a new one, to be given a job or to be [released](Self::release).
     ///
     /// # Errors
     ///
     /// The system refuses a new thread: `EAGAIN`, for a limit or for lack of memory; see pthread_create(3).
-    pub(crate) fn reserve(&self) -> io::Result<Reserved> {
-        let kept = lock(&self.idle).pop();
-        let worker = match kept {
-            Some(worker) => worker,
-            None => self.start()?,
-        };
-        Ok(Reserved { worker: Some(worker), idle: Arc::clone(&self.idle) })
+    pub(crate) fn reserve(&self) -> io::Result<Worker> {
+        let kept = self.idle().pop();
+        kept.map_or_else(|| self.start(), Ok)
+    }
+
+    pub(crate) fn release(&self, worker: Worker) {
+        self.idle().push(worker);
     }
 
     fn start(&self) -> io::Result<Worker> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (job, jobs) = mpsc::channel();
-        let idle = Arc::clone(&self.idle);
-        let again = job.clone();
-        let work = move || work(id, &jobs, &again, &idle);
-        thread::Builder::new().name("connection".to_owned()).spawn(work)?;
-        Ok(Worker { id, job })
+        let (jobs, received) = mpsc::channel();
+        let (workers, again) = (self.clone(), jobs.clone());
+        let work = move || workers.work(&received, &again);
+        let thread = thread::Builder::new().name("connection".to_owned()).spawn(work)?.thread().id();
+        Ok(Worker { thread, jobs })
     }
-}
 
-impl Reserved {
-    /// Runs the job on the thread.
-    pub(crate) fn run(mut self, job: impl FnOnce() + Send + 'static) {
-        if let Some(worker) = self.worker.take() {
-            // It cannot fail: a thread ends only if it finds itself among the idle ones, and this is not.
-            let _ = worker.job.send(Box::new(job));
-        }
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        lock(&self.idle).extend(self.worker.take());
-    }
-}
-
-/// Runs jobs until none comes for too long. A job that panics ends the thread, and nothing else.
-fn work(id: u64, jobs: &Receiver<Job>, again: &Sender<Job>, idle: &Mutex<Vec<Worker>>) {
-    loop {
-        match jobs.recv_timeout(KEPT_FOR) {
-            Ok(job) => {
+    /// Runs jobs until none comes for too long. A job that panics ends the thread, and nothing else.
+    fn work(&self, received: &Receiver<Job>, again: &Sender<Job>) {
+        let thread = thread::current().id();
+        loop {
+            if let Ok(job) = received.recv_timeout(KEPT_FOR) {
                 job();
-                lock(idle).push(Worker { id, job: again.clone() });
+                self.release(Worker { thread, jobs: again.clone() });
+                continue;
             }
-            Err(RecvTimeoutError::Timeout) => {
-                let mut idle = lock(idle);
-                if let Some(index) = idle.iter().position(|worker| worker.id == id) {
-                    idle.remove(index);
-                    return;
-                }
-                // It has been reserved a moment ago: a job will come.
+            let mut idle = self.idle();
+            if let Some(index) = idle.iter().position(|worker| worker.thread == thread) {
+                idle.remove(index);
+                return;
             }
-            Err(RecvTimeoutError::Disconnected) => return,
+            // It has just been reserved: a job will come.
         }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Worker>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn lock(idle: &Mutex<Vec<Worker>>) -> MutexGuard<'_, Vec<Worker>> {
-    idle.lock().unwrap_or_else(PoisonError::into_inner)
+impl Worker {
+    /// Runs the job on the thread.
+    pub(crate) fn run(self, job: impl FnOnce() + Send + 'static) {
+        // It cannot fail: a thread ends only if it finds itself among the idle ones, and this is not.
+        let _ = self.jobs.send(Box::new(job));
+    }
 }

@@ -10,7 +10,8 @@ use std::thread;
 use super::{Request, describe};
 use crate::options::Limits;
 use crate::server::address::Address;
-use crate::server::connection::{Common, Connection, Peer};
+use crate::server::connection::{Connection, Peer};
+use crate::server::registry::Registry;
 
 /// Xorshift: the same numbers for the same seed, so that a failure can be repeated.
 struct Random(u64);
@@ -68,10 +69,9 @@ fn request(random: &mut Random, number: usize) -> (String, String) {
 fn talk_in_pieces(random: &mut Random, mut input: &[u8]) -> (String, usize) {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let (idle_closed, _close_idle) = std::io::pipe().unwrap();
-    let (_room, offer_room) = std::io::pipe().unwrap();
-    let common = Arc::new(Common::new(idle_closed, offer_room));
-    let connection =
-        Arc::new(Connection::new(theirs.into(), Peer::Local, Address::Unix("test".into()), common));
+    let registry = Arc::new(Registry::new(idle_closed, || ()).unwrap());
+    let connection = Connection::new(theirs.into(), Peer::Local, Address::Unix("test".into()), registry);
+    let connection = Arc::new(connection.unwrap());
     let handled = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&handled);
     let server = thread::spawn(move || {

@@ -1,0 +1,142 @@
+//! Accepting connections, and waiting while there is no capacity for another one.
+
+use std::io::{self, ErrorKind};
+use std::iter;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFd;
+
+use crate::deadline::{BACK_OFF, after, has_come, poll_until, readable};
+use crate::options::Limits;
+use crate::server::connection::Connection;
+use crate::server::listener::Listener;
+use crate::server::registry::Registry;
+use crate::server::workers::Workers;
+
+/// How long there must have been capacity for the next lack of it to be logged as another one.
+const CALM: Duration = Duration::from_secs(1);
+
+/// The most connections accepted from a queue that is to be closed, which clients may keep filling.
+const LONGEST_QUEUE: usize = 1 << 16;
+
+/// The function that is run on each connection.
+type Serve = dyn Fn(&Arc<Connection>) + Send + Sync;
+
+/// Accepts connections, and starts to serve each.
+pub(super) struct Acceptor {
+    pub(super) listeners: Vec<Listener>,
+    pub(super) limits: Arc<RwLock<Limits>>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) workers: Workers,
+    pub(super) serve: Arc<Serve>,
+    /// Locked while a connection is accepted, so that it is the last one when the gate has been shut.
+    pub(super) gate: Mutex<Gate>,
+}
+
+/// Whether connections are accepted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    Shut,
+    Open,
+    /// Shut for good.
+    Removed,
+}
+
+impl Acceptor {
+    pub(super) fn set_gate(&self, gate: Gate) {
+        *self.gate() = gate;
+        self.registry.acceptor.wake();
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Accepts while the gate is open, until it is removed. Nothing else ends this: whatever accept(2) fails
+    /// with, the open connections are served, and a later attempt may succeed.
+    pub(super) fn run(&self) {
+        let sockets = self.listeners.iter().map(readable);
+        let mut events: Vec<PollFd<'_>> = iter::once(self.registry.acceptor.woken()).chain(sockets).collect();
+        let mut last_obstacle: Option<Instant> = None;
+        loop {
+            let polled = match *self.gate() {
+                Gate::Open => &mut events[..],
+                Gate::Shut => &mut events[..1],
+                Gate::Removed => return,
+            };
+            self.wait(polled, None);
+            let ready = iter::zip(&self.listeners, &events[1..]).filter(|(_, event)| has_come(event));
+            for (listener, _) in ready {
+                let gate = self.gate();
+                if *gate != Gate::Open {
+                    break;
+                }
+                let accepted = self.accept_one(listener);
+                drop(gate);
+                if let Err(obstacle) = accepted {
+                    if last_obstacle.replace(Instant::now()).is_none() {
+                        log::warn!("at capacity: evicting idle connections, queueing new ones: {obstacle}");
+                    }
+                    // Meanwhile the listening sockets stay readable, so there is no use in polling them.
+                    self.registry.want_capacity();
+                    self.wait(&mut [self.registry.acceptor.woken()], Some(after(BACK_OFF)));
+                } else if last_obstacle.take_if(|last| last.elapsed() > CALM).is_some() {
+                    log::info!("no longer at capacity");
+                }
+            }
+        }
+    }
+
+    /// Waits for one of the events, of which the waker's is the first.
+    fn wait(&self, events: &mut [PollFd<'_>], deadline: Option<Instant>) {
+        poll_until(events, deadline);
+        if has_come(&events[0]) {
+            self.registry.acceptor.clear();
+        }
+    }
+
+    /// Accepts what is in the queues, whatever the gate.
+    pub(super) fn accept_queued(&self) {
+        for listener in &self.listeners {
+            let mut attempts = 0..LONGEST_QUEUE;
+            while attempts.next().is_some() && matches!(self.accept_one(listener), Ok(true)) {}
+        }
+    }
+
+    /// Accepts one connection; `false` if there is none. It is an error if there is no capacity: as many are
+    /// open as may be, or descriptors, memory or threads are short.
+    fn accept_one(&self, listener: &Listener) -> io::Result<bool> {
+        let most = self.limits.read().unwrap_or_else(PoisonError::into_inner).max_connections;
+        if self.registry.len() >= most {
+            return Err(io::Error::other(format!("{most} are open, which is the limit")));
+        }
+        let worker = self.workers.reserve()?;
+        let accepted = listener.accept().and_then(|(socket, peer)| {
+            Connection::new(socket, peer, listener.address().clone(), Arc::clone(&self.registry))
+        });
+        match accepted {
+            Ok(connection) => {
+                log::debug!("{}: connected", connection.peer());
+                let entered = self.registry.enter(connection);
+                let serve = Arc::clone(&self.serve);
+                worker.run(move || {
+                    // In this order, because the last one is dropped first.
+                    let (_entry, connection) = entered;
+                    serve(&connection);
+                });
+                Ok(true)
+            }
+            Err(error) => {
+                self.workers.release(worker);
+                match error.kind() {
+                    // The other process of a handover may have been faster.
+                    ErrorKind::WouldBlock => Ok(false),
+                    // Only this connection cannot be accepted; see accept(2), "Error handling".
+                    ErrorKind::Interrupted | ErrorKind::ConnectionAborted => Ok(true),
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+}
