@@ -1,22 +1,22 @@
-//! The command: flags, logging, routes and exit status. Everything else is the library's.
+//! The command: options, logging, routes and exit status. Everything else is in the library.
 
 mod command;
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
-use crate::command::flags::{self, Asked, CommandLine};
 use crate::command::logging;
 use crate::command::routes::Routes;
+use crate::command::settings::{self, Asked};
 
-/// The exit status for a wrong flag, value or file.
+/// The exit status for a wrong option, value or configuration file.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let command_line = match flags::parse(lexopt::Parser::from_env()) {
-        Ok(Asked::Serve(command_line)) => command_line,
-        Ok(Asked::Send { request, command_line }) => return ask(&request, &command_line),
+    let command_line = match settings::parse(lexopt::Parser::from_env()) {
+        Ok(Asked::Run(command_line)) => command_line,
         Ok(Asked::Print(text)) => {
             print(&text);
             return ExitCode::SUCCESS;
@@ -27,6 +27,9 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return fail(error, ExitCode::from(USAGE)),
     };
+    if let Some(request) = &settings.request {
+        return ask(request, settings.options.control.as_deref());
+    }
     let log = match logging::init(&settings) {
         Ok(log) => log,
         Err(error) => return fail(error, ExitCode::FAILURE),
@@ -40,14 +43,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Sends a request to the process that serves, and prints its answer.
-fn ask(request: &str, command_line: &CommandLine) -> ExitCode {
-    let path = match command_line.settings() {
-        Ok(settings) => settings.options.control,
-        Err(error) => return fail(error, ExitCode::from(USAGE)),
-    };
-    let Some(path) = path else { return fail("--signal needs --control", ExitCode::from(USAGE)) };
-    match handover::ask(&path, request) {
+/// Sends a request to the process at the control socket, and prints its answer.
+fn ask(request: &str, control: Option<&Path>) -> ExitCode {
+    let Some(path) = control else { return fail("--signal needs --control", ExitCode::from(USAGE)) };
+    match handover::ask(path, request) {
         Ok(answer) => {
             print(&format!("{answer}\n"));
             ExitCode::from(u8::from(answer.starts_with("error")))
@@ -56,12 +55,13 @@ fn ask(request: &str, command_line: &CommandLine) -> ExitCode {
     }
 }
 
-/// To standard output, where nobody may be reading: `handover --help | head -1`.
+/// Prints to standard output, which may be closed already: `handover --help | head -1`.
 fn print(text: &str) {
     let _ = io::stdout().write_all(text.as_bytes());
 }
 
-/// One line on standard error, which may be closed; in one piece, because others write there, too.
+/// Prints one line to standard error, which may be closed; in one piece, because other processes may write
+/// there at the same time.
 fn fail(error: impl Display, status: ExitCode) -> ExitCode {
     let _ = io::stderr().write_all(format!("handover: {error}\n").as_bytes());
     status

@@ -1,9 +1,9 @@
-//! What whoever starts a server decides.
+//! The options of a server, and which of them can change while it runs.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How to serve. Every field has a default, so that a new one breaks nobody:
+/// How to serve. Every field has a default, so that a new field breaks no caller:
 ///
 /// ```
 /// use std::time::Duration;
@@ -12,8 +12,8 @@ use std::time::Duration;
 /// assert_eq!(options.listen, ["127.0.0.1:3000"]);
 /// ```
 ///
-/// [`Handler::reload`](crate::Handler::reload) may change all but `listen`, `socket_mode`, `graceful`,
-/// `pid_file`, `stay`, `ready_fd` and `control`, which need a handover.
+/// [`Handler::reload`](crate::Handler::reload) may change the timeouts, `probation` and `limits`; the other
+/// fields keep their values until the next handover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The addresses to listen on: `HOST:PORT`, where port 0 lets the system choose, and a name with
@@ -25,8 +25,8 @@ pub struct Options {
     /// Take over the listening sockets from descriptor 3 on instead of binding them. They have to listen on
     /// [`listen`](Self::listen), in that order. Default: `false`.
     ///
-    /// A successor is started with the argument `--graceful`, so a program has to set this when it finds
-    /// that among its own. A program that is started by systemd with sockets sets it, too.
+    /// A successor is started with the argument `--graceful`, so a program has to set this when that is
+    /// among its own arguments. A program that is started by systemd with sockets sets it, too.
     pub graceful: bool,
     /// Where to write the process ID. Default: nowhere.
     pub pid_file: Option<PathBuf>,
@@ -34,40 +34,40 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// How long a successor may take until it is ready; then it is killed. Default: 10 s.
     pub ready_timeout: Duration,
-    /// How long the process stays after it has handed over, not accepting connections, even with nothing
-    /// left to finish: if the successor dies in this time, it accepts connections again. Default: 0.
+    /// How long the process stays after it has handed over, not accepting connections, even when it has
+    /// drained: if the successor dies in this time, it takes back the sockets. Default: 0.
     pub probation: Duration,
     /// After a handover to this process its predecessor accepts connections, too, until an operator decides: a
     /// stop signal to the predecessor completes the handover, one to the successor undoes it. Default: `false`.
     pub overlap: bool,
-    /// The first process never leaves: when it has handed over and drained, it stays to pass signals on to
-    /// its successors, and ends with the last of them. So whoever watches its process ID sees one process
-    /// through any number of handovers. Always so for process 1. Default: `false`.
+    /// The first process does not exit when it has handed over and drained: it passes signals on to its
+    /// successors, and exits with the last of them, so that a supervisor sees one process through any number
+    /// of handovers. Process 1 always does. Default: `false`.
     pub stay: bool,
-    /// A descriptor to which the first process writes a newline when it is ready, as s6 wants it. Default:
-    /// none.
+    /// A descriptor to which the first process writes a newline when it is ready, as s6 expects it.
+    /// Default: none.
     pub ready_fd: Option<i32>,
-    /// Where to listen for requests, which are answered; see [`ask`](crate::ask). Default: nowhere.
+    /// The Unix socket on which to listen for requests of operators; see [`ask`](crate::ask). Default: none.
     pub control: Option<PathBuf>,
-    /// Ask the process that serves [`control`](Self::control) for its listening sockets, and succeed it,
-    /// instead of binding them. If there is none, they are bound. Default: `false`.
+    /// Take the listening sockets over from the process that listens on [`control`](Self::control), and
+    /// succeed it. If there is none, the sockets are bound. Default: `false`.
     pub takeover: bool,
-    /// What a client may take up.
+    /// What one client may use.
     pub limits: Limits,
     /// The version of the program, for the log. Default: that of this library.
     pub version: String,
 }
 
-/// What a client may take up, so that a slow, broken or hostile one leaves enough for the others.
+/// Per-client limits, so that a slow, broken or hostile client cannot starve the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How many connections may be open at a time. Beyond that, the one that has been idle for longest
-    /// makes room; if none is idle, new ones wait in the kernel's queue. Default: 1024.
+    /// How many connections may be open at a time. At capacity, the connection that has been idle for
+    /// longest is evicted; if none is idle, new ones wait in the kernel's queue. Default: 1024.
     pub max_connections: usize,
-    /// The time for a whole request head, however slowly it trickles in, and for the first byte of a new
-    /// connection. A part of a head is answered with 408 then. Default: 10 s.
+    /// The time for a whole request head, however slowly it trickles in, and for the first byte on a new
+    /// connection. An incomplete head is then answered with 408. Default: 10 s.
     pub head_timeout: Duration,
-    /// How long a connection may be idle between two requests; it is closed then. Default: 75 s.
+    /// How long a connection may be idle between two requests before it is closed. Default: 75 s.
     pub idle_timeout: Duration,
     /// How long a client may send nothing of a request body. Default: 30 s.
     pub body_timeout: Duration,
@@ -88,7 +88,7 @@ impl Default for Limits {
 }
 
 impl Options {
-    /// Puts back what differs from `present` and cannot change while a process runs; the names of that.
+    /// Restores from `present` what cannot change while a process runs, and returns the names of what differed.
     pub(crate) fn keep_what_needs_a_handover(&mut self, present: &Options) -> Vec<&'static str> {
         let mut names = Vec::new();
         keep("listen", &mut self.listen, &present.listen, &mut names);

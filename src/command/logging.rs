@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use env_logger::{Builder, Target};
 use log::LevelFilter;
 
-use super::flags::Settings;
+use super::settings::Settings;
 
 /// How many lines may wait to be written.
 const WAITING_LINES: usize = 1024;

@@ -1,5 +1,6 @@
 //! The parts of the command.
 
-pub(crate) mod flags;
+mod flags;
 pub(crate) mod logging;
 pub(crate) mod routes;
+pub(crate) mod settings;

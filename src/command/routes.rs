@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use handover::{Handler, Header, Method, Options, Request, Response, ResponseBox};
 
-use super::flags::{CommandLine, Settings};
 use super::logging;
+use super::settings::{CommandLine, Settings};
 
 /// The largest body that `/echo` returns, in bytes: it is held in memory.
 const LARGEST_ECHO: u64 = 8 << 20;

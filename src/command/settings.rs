@@ -1,0 +1,226 @@
+//! The settings of the command: what the command line and the configuration file make of the options.
+//!
+//! The file is applied first and the command line second, so the command line wins. Nothing takes effect
+//! before everything is understood.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use handover::Options;
+use lexopt::{Arg, Parser};
+use log::LevelFilter;
+
+use super::flags::{self, Flag};
+
+/// What the command line asks for.
+pub(crate) enum Asked {
+    /// To serve, or to send a request to the process that does.
+    Run(CommandLine),
+    /// To print this and nothing else.
+    Print(String),
+}
+
+/// A command line: what it sets, and the file that sets more.
+#[derive(Clone)]
+pub(crate) struct CommandLine {
+    entries: Vec<Entry>,
+    config: Option<PathBuf>,
+}
+
+/// Everything that can be set.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// The options of the library.
+    pub(crate) options: Options,
+    /// What `/` answers.
+    pub(crate) message: String,
+    pub(crate) log_level: LevelFilter,
+    pub(crate) access_log: bool,
+    /// What to request from the process at the control socket, instead of serving.
+    pub(crate) request: Option<String>,
+    pub(super) config: Option<PathBuf>,
+}
+
+/// An option with its value.
+type Entry = (&'static Flag, OsString);
+
+/// Understands the command line.
+///
+/// # Errors
+///
+/// One line: which argument is wrong, and what was expected.
+pub(crate) fn parse(mut parser: Parser) -> Result<Asked, lexopt::Error> {
+    let mut settings = Settings::default();
+    let mut entries = Vec::new();
+    while let Some(argument) = parser.next()? {
+        let flag = match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(Asked::Print(flags::help())),
+            Arg::Short('V') | Arg::Long("version") => {
+                return Ok(Asked::Print(format!("handover {}\n", env!("CARGO_PKG_VERSION"))));
+            }
+            Arg::Short('s') => Flag::named("signal"),
+            Arg::Long(name) => Flag::named(name),
+            _ => None,
+        };
+        let Some(flag) = flag else { return Err(argument.unexpected()) };
+        let value = if flag.has_value() { parser.value()? } else { "true".into() };
+        settings.set(flag, &value).map_err(|error| format!("--{}: {error}", flag.name()))?;
+        entries.push((flag, value));
+    }
+    Ok(Asked::Run(CommandLine { entries, config: settings.config }))
+}
+
+impl CommandLine {
+    /// What the configuration file, as it is now, and the command line set together.
+    ///
+    /// # Errors
+    ///
+    /// `PATH:LINE: what is wrong`, or why the file cannot be read.
+    pub(crate) fn settings(&self) -> Result<Settings, String> {
+        let mut settings = Settings::default();
+        if let Some(path) = &self.config {
+            settings.apply(&read_file(path)?)?;
+        }
+        settings.apply(&self.entries)?;
+        if settings.options.takeover && settings.options.control.is_none() {
+            return Err("--takeover needs --control".to_owned());
+        }
+        Ok(settings)
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            options: Options::default(),
+            message: "Hello World".to_owned(),
+            log_level: LevelFilter::Info,
+            access_log: false,
+            request: None,
+            config: None,
+        }
+    }
+}
+
+impl Settings {
+    /// Sets each; the first `listen` replaces the addresses from before, the others add to it.
+    pub(super) fn apply(&mut self, entries: &[Entry]) -> Result<(), String> {
+        if entries.iter().any(|(flag, _)| flag.name() == "listen") {
+            self.options.listen.clear();
+        }
+        entries.iter().try_for_each(|(flag, value)| self.set(flag, value))
+    }
+
+    fn set(&mut self, flag: &Flag, value: &OsStr) -> Result<(), String> {
+        (flag.set)(self, value).map_err(|expected| format!("invalid value {value:?}, expected {expected}"))
+    }
+}
+
+/// What a configuration file sets. Each entry can be applied.
+fn read_file(path: &Path) -> Result<Vec<Entry>, String> {
+    let content =
+        fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let entry =
+        |(number, line)| parse_line(line).map_err(|error| format!("{}:{number}: {error}", path.display()));
+    (1..).zip(content.lines()).map(entry).filter_map(Result::transpose).collect()
+}
+
+/// A line of the configuration file: nothing, a comment, or `NAME = VALUE`.
+fn parse_line(line: &str) -> Result<Option<Entry>, String> {
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(None);
+    }
+    let (name, value) = line.split_once('=').ok_or("expected NAME = VALUE")?;
+    let name = name.trim();
+    let flag = Flag::named(name).ok_or_else(|| format!("unknown option {name:?}"))?;
+    if !flag.in_file {
+        return Err(format!("{name:?} is for the command line only"));
+    }
+    let value = OsString::from(value.trim());
+    Settings::default().set(flag, &value)?;
+    Ok(Some((flag, value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn settings(arguments: &[&str]) -> Result<Settings, String> {
+        match parse(Parser::from_args(arguments)) {
+            Ok(Asked::Run(command_line)) => command_line.settings(),
+            Ok(Asked::Print(text)) => Err(text),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The same with a configuration file.
+    fn with_file(content: &str, arguments: &[&str]) -> Result<Settings, String> {
+        let path = std::env::temp_dir().join(format!("handover-config-{}-{content:p}", std::process::id()));
+        fs::write(&path, content).unwrap();
+        let arguments = [&["--config", path.to_str().unwrap()], arguments].concat();
+        let settings = settings(&arguments);
+        fs::remove_file(&path).unwrap();
+        settings.map_err(|error| error.replace(path.to_str().unwrap(), "FILE"))
+    }
+
+    #[test]
+    fn defaults() {
+        let settings = settings(&[]).unwrap();
+        assert_eq!(settings.message, "Hello World");
+        assert_eq!(settings.options, Options::default());
+    }
+
+    #[test]
+    fn errors_name_the_option_and_what_was_expected() {
+        let error = |arguments: &[&str]| settings(arguments).expect_err("an error");
+        assert_eq!(
+            error(&["--drain-timeout", "soon"]),
+            "--drain-timeout: invalid value \"soon\", expected a time such as 20s, 500ms or 1m"
+        );
+        assert_eq!(
+            error(&["--listen", "3000"]),
+            "--listen: invalid value \"3000\", expected HOST:PORT, unix:PATH or unix:@NAME"
+        );
+        assert_eq!(
+            error(&["--socket-mode", "rw"]),
+            "--socket-mode: invalid value \"rw\", expected permissions such as 0660"
+        );
+        assert_eq!(error(&["--listen"]), "missing argument for option '--listen'");
+        assert_eq!(error(&["--liste", "x"]), "invalid option '--liste'");
+        assert_eq!(error(&["--overlap=yes"]), "unexpected argument for option '--overlap': \"yes\"");
+        assert_eq!(error(&["3000"]), "unexpected argument \"3000\"");
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let file = "# a comment\n\nmessage = from = file # with a sharp\nlisten=127.0.0.1:1\n \
+                    listen = unix:/run/x \noverlap = true\ndrain-timeout = 1m";
+        let settings = with_file(file, &["--drain-timeout", "2m"]).unwrap();
+        assert_eq!(settings.message, "from = file # with a sharp");
+        assert_eq!(settings.options.listen, ["127.0.0.1:1", "unix:/run/x"]);
+        assert!(settings.options.overlap);
+        assert_eq!(settings.options.drain_timeout, Duration::from_secs(120));
+
+        let settings = with_file(file, &["--listen", "127.0.0.1:2"]).unwrap();
+        assert_eq!(settings.options.listen, ["127.0.0.1:2"]);
+    }
+
+    #[test]
+    fn an_error_in_the_file_is_reported_with_its_line() {
+        let error = |content: &str| with_file(content, &[]).expect_err("an error");
+        assert_eq!(error("\nmessage"), "FILE:2: expected NAME = VALUE");
+        assert_eq!(error("nonsense = 1"), "FILE:1: unknown option \"nonsense\"");
+        assert_eq!(error("#\n#\ngraceful = true"), "FILE:3: \"graceful\" is for the command line only");
+        assert_eq!(
+            error("message = a\n\nmax-connections = 0"),
+            "FILE:3: invalid value \"0\", expected a number greater than 0"
+        );
+        assert_eq!(error("overlap = yes"), "FILE:1: invalid value \"yes\", expected true or false");
+        let missing = settings(&["--config", "/nonexistent"]).expect_err("an error");
+        assert_eq!(missing, "cannot read /nonexistent: No such file or directory (os error 2)");
+    }
+}
