@@ -12,8 +12,8 @@ use std::time::Duration;
 /// assert_eq!(options.listen, ["127.0.0.1:3000"]);
 /// ```
 ///
-/// [`Handler::reload`](crate::Handler::reload) may change the timeouts, `probation` and `limits`; the other
-/// fields keep their values until the next handover.
+/// [`Handler::reload`](crate::Handler::reload) may change the timeouts, `probation`, `limits` and
+/// `version`; the other fields keep their values until the next handover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The addresses to listen on: `HOST:PORT`, where port 0 lets the system choose, and a name with

@@ -4,12 +4,15 @@
 //! before everything is understood.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use handover::Options;
 use lexopt::{Arg, Parser};
 use log::LevelFilter;
+use nix::fcntl::OFlag;
 
 use super::flags::{self, Flag};
 
@@ -119,11 +122,22 @@ impl Settings {
 
 /// What a configuration file sets. Each entry can be applied.
 fn read_file(path: &Path) -> Result<Vec<Entry>, String> {
-    let content =
-        fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let content = read_regular(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let entry =
         |(number, line)| parse_line(line).map_err(|error| format!("{}:{number}: {error}", path.display()));
     (1..).zip(content.lines()).map(entry).filter_map(Result::transpose).collect()
+}
+
+/// Without waiting: opening a FIFO, or reading from a device, could take for ever.
+fn read_regular(path: &Path) -> io::Result<String> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let mut file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut content = String::new();
+    file.read_to_string(&mut content)?;
+    Ok(content)
 }
 
 /// A line of the configuration file: nothing, a comment, or `NAME = VALUE`.
@@ -145,7 +159,11 @@ fn parse_line(line: &str) -> Result<Option<Entry>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::Duration;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
 
     use super::*;
 
@@ -222,5 +240,20 @@ mod tests {
         assert_eq!(error("overlap = yes"), "FILE:1: invalid value \"yes\", expected true or false");
         let missing = settings(&["--config", "/nonexistent"]).expect_err("an error");
         assert_eq!(missing, "cannot read /nonexistent: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn the_file_is_a_regular_file() {
+        let fifo = std::env::temp_dir().join(format!("handover-fifo-{}", std::process::id()));
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let errors = [fifo.as_path(), Path::new("/dev/null"), Path::new("/")].map(|path| {
+            let path = path.to_str().unwrap();
+            let error = settings(&["--config", path]).expect_err("an error");
+            (error, format!("cannot read {path}: it is not a regular file"))
+        });
+        fs::remove_file(&fifo).unwrap();
+        for (error, expected) in errors {
+            assert_eq!(error, expected);
+        }
     }
 }

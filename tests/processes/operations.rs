@@ -10,6 +10,8 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::{fs, thread};
 
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use crate::client::{self, Client, Target};
 use crate::load::{Kind, Load};
@@ -93,6 +95,12 @@ fn a_bad_file_changes_nothing() {
     server.signal(Signal::SIGUSR1);
     server.expect(&format!("SIGUSR1: nothing is changed: cannot read {}", path.display()));
     assert_eq!(server.get("/"), "good");
+
+    // It does not wait for a FIFO that has no writer.
+    mkfifo(&path, Mode::S_IRWXU).unwrap();
+    server.signal(Signal::SIGUSR1);
+    server.expect(&format!("nothing is changed: cannot read {}: it is not a regular file", path.display()));
+    fs::remove_file(&path).unwrap();
 
     reload(&server, "message = better");
     server.expect("configuration reloaded");
