@@ -1,8 +1,8 @@
 //! Log lines on standard error: time, PID, level, text. The PID is in every line, because two processes
 //! share the terminal during a handover.
 //!
-//! Whoever reads standard error may have gone, or may have stopped reading. A thread of its own does the
-//! writing, so that nobody else ever waits for that; what it cannot keep up with is lost, and counted.
+//! Standard error may be closed, or its reader may have stopped. Only a thread of its own writes to it, so that
+//! no other thread ever waits for that; lines that it cannot keep up with are lost, and counted.
 
 use std::env;
 use std::io::{self, Write};
@@ -21,17 +21,14 @@ use super::settings::Settings;
 
 /// How many lines may wait to be written.
 const WAITING_LINES: usize = 1024;
-
 /// How long the end of the process waits for the last lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// The environment variable that decides what is logged, if it is set.
 const VARIABLE: &str = "RUST_LOG";
-
 /// The log target of the library's access log.
 const ACCESS_LOG: &str = "handover::access";
 
-/// Starts to log. The log is complete once the result has been dropped.
+/// Starts logging. The log is complete once the result has been dropped.
 pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
     let (queue, queued) = mpsc::sync_channel(WAITING_LINES);
     let lost = Arc::new(AtomicUsize::new(0));
@@ -58,17 +55,17 @@ pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
     Ok(Flush { queue })
 }
 
-/// Logs what the settings ask for, from now on, unless the environment decides.
+/// Applies the log level of the settings, unless the environment decides.
 pub(crate) fn set_level(settings: &Settings) {
     if env::var_os(VARIABLE).is_none() {
         log::set_max_level(settings.log_level);
     }
 }
 
-/// What the writing thread is asked for.
+/// An order to the writing thread.
 enum Order {
     Write(Vec<u8>),
-    /// To confirm that everything before has been written.
+    /// Confirm that everything before has been written.
     Confirm(SyncSender<()>),
 }
 
@@ -99,15 +96,14 @@ pub(crate) struct Flush {
 impl Drop for Flush {
     fn drop(&mut self) {
         let (confirm, confirmed) = mpsc::sync_channel(1);
-        // A queue that is full is one that nobody empties.
+        // A full queue is one that is not being emptied.
         if self.queue.try_send(Order::Confirm(confirm)).is_ok() {
             let _ = confirmed.recv_timeout(FLUSH_TIMEOUT);
         }
     }
 }
 
-/// Writes to standard error, as long as it takes. An error means that nobody reads, or no disk has room;
-/// there is nobody to tell.
+/// Writes to standard error, as long as it takes. Errors are ignored: there is nowhere to report them.
 fn write(queued: &Receiver<Order>, lost: &AtomicUsize) {
     for order in queued {
         match order {

@@ -35,14 +35,14 @@ impl Routes {
             command_line,
             access_log: settings.access_log,
             message: RwLock::new(settings.message.as_bytes().into()),
-            // Without /proc it is known by what it calls itself only.
+            // Unknown without /proc.
             executable: env::current_exe().unwrap_or_default(),
             since: SystemTime::now(),
         }
     }
 
-    /// What is serving.
-    pub(crate) fn identity(&self) -> String {
+    /// Version, process ID, executable and start of this process.
+    fn identity(&self) -> String {
         format!(
             "handover {}, process {}, {}, since {}",
             env!("CARGO_PKG_VERSION"),
@@ -114,7 +114,7 @@ fn echo(request: &mut Request) -> ResponseBox {
     match request.as_reader().read_to_end(&mut body) {
         Ok(_) => Response::from_data(body).boxed(),
         Err(error) if error.kind() == ErrorKind::FileTooLarge => text(413, "the body is larger than 8 MiB\n"),
-        // Whoever sent half a body is answered by the server.
+        // The server itself answers a client that has sent a part of the body.
         Err(error) => text(400, format!("the body cannot be read: {error}\n")),
     }
 }

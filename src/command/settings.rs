@@ -186,27 +186,10 @@ mod tests {
     }
 
     #[test]
-    fn defaults() {
-        let settings = settings(&[]).unwrap();
-        assert_eq!(settings.message, "Hello World");
-        assert_eq!(settings.options, Options::default());
-    }
-
-    #[test]
     fn errors_name_the_option_and_what_was_expected() {
         let error = |arguments: &[&str]| settings(arguments).expect_err("an error");
-        assert_eq!(
-            error(&["--drain-timeout", "soon"]),
-            "--drain-timeout: invalid value \"soon\", expected a time such as 20s, 500ms or 1m"
-        );
-        assert_eq!(
-            error(&["--listen", "3000"]),
-            "--listen: invalid value \"3000\", expected HOST:PORT, unix:PATH or unix:@NAME"
-        );
-        assert_eq!(
-            error(&["--socket-mode", "rw"]),
-            "--socket-mode: invalid value \"rw\", expected permissions such as 0660"
-        );
+        let expected = "--socket-mode: invalid value \"rw\", expected permissions such as 0660";
+        assert_eq!(error(&["--socket-mode", "rw"]), expected);
         assert_eq!(error(&["--listen"]), "missing argument for option '--listen'");
         assert_eq!(error(&["--liste", "x"]), "invalid option '--liste'");
         assert_eq!(error(&["--overlap=yes"]), "unexpected argument for option '--overlap': \"yes\"");
@@ -233,27 +216,19 @@ mod tests {
         assert_eq!(error("\nmessage"), "FILE:2: expected NAME = VALUE");
         assert_eq!(error("nonsense = 1"), "FILE:1: unknown option \"nonsense\"");
         assert_eq!(error("#\n#\ngraceful = true"), "FILE:3: \"graceful\" is for the command line only");
-        assert_eq!(
-            error("message = a\n\nmax-connections = 0"),
-            "FILE:3: invalid value \"0\", expected a number greater than 0"
-        );
+        let expected = "FILE:3: invalid value \"0\", expected a number greater than 0";
+        assert_eq!(error("message = a\n\nmax-connections = 0"), expected);
         assert_eq!(error("overlap = yes"), "FILE:1: invalid value \"yes\", expected true or false");
-        let missing = settings(&["--config", "/nonexistent"]).expect_err("an error");
-        assert_eq!(missing, "cannot read /nonexistent: No such file or directory (os error 2)");
     }
 
     #[test]
     fn the_file_is_a_regular_file() {
         let fifo = std::env::temp_dir().join(format!("handover-fifo-{}", std::process::id()));
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();
-        let errors = [fifo.as_path(), Path::new("/dev/null"), Path::new("/")].map(|path| {
-            let path = path.to_str().unwrap();
+        for path in [fifo.to_str().unwrap(), "/dev/null", "/"] {
             let error = settings(&["--config", path]).expect_err("an error");
-            (error, format!("cannot read {path}: it is not a regular file"))
-        });
-        fs::remove_file(&fifo).unwrap();
-        for (error, expected) in errors {
-            assert_eq!(error, expected);
+            assert_eq!(error, format!("cannot read {path}: it is not a regular file"));
         }
+        fs::remove_file(&fifo).unwrap();
     }
 }

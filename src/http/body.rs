@@ -1,103 +1,98 @@
-//! The body of a request: decoded while it is read, and skipped when it is not.
+//! The body of a request: decoded while it is read, and skipped as far as it is not.
 
 use std::io::{self, Read};
 use std::time::Instant;
+
+use httparse::Status;
 
 use super::head::{Framing, Refusal};
 use super::input::{Input, LARGEST_PIECE};
 use crate::deadline::after;
 
-/// The longest line with a chunk's size; the rest of it can only be extensions, which nobody uses.
+/// The longest line with the size of a chunk, in bytes. The rest of it can only be extensions, which are
+/// ignored.
 const LONGEST_CHUNK_LINE: usize = 256;
 
 /// A request's body, and the input that it comes from.
 pub(crate) struct Body {
-    input: Input,
-    state: State,
-    /// The client waits for `100 Continue`, and has not been told.
+    pub(super) input: Input,
+    progress: Progress,
+    /// The client waits for `100 Continue`, which has not been sent.
     continue_owed: bool,
-    /// How many more bytes the handler takes.
-    limit: u64,
+    /// How many more bytes the handler accepts: reading fails with `FileTooLarge` as soon as it is known that
+    /// more follow.
+    pub(super) limit: u64,
 }
 
-/// Where the reading stands.
+/// What comes next in the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// So many bytes are left.
+enum Progress {
+    /// The rest of a body of known length, in bytes.
     Length(u64),
-    /// So many bytes of this chunk are left; its end has not been read.
+    /// The rest of a chunk, in bytes, and its end.
     Chunk(u64),
-    /// A chunk's size comes next.
+    /// The size of a chunk.
     ChunkSize,
-    /// It is complete, and the next request may follow.
+    /// The next request: the body is complete.
     Complete,
-    /// It will never be complete.
-    Broken(Broken),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Broken {
-    Malformed,
-    TimedOut,
-    Ended,
+    /// Nothing that could be used: the body will never be complete.
+    Broken(io::ErrorKind),
 }
 
 impl Body {
     pub(crate) fn new(input: Input, framing: Framing, expects_continue: bool) -> Body {
-        let state = match framing {
-            Framing::Length(0) => State::Complete,
-            Framing::Length(length) => State::Length(length),
-            Framing::Chunked => State::ChunkSize,
+        let progress = match framing {
+            Framing::Length(0) => Progress::Complete,
+            Framing::Length(length) => Progress::Length(length),
+            Framing::Chunked => Progress::ChunkSize,
         };
-        let continue_owed = expects_continue && state != State::Complete && input.unused().is_empty();
-        Body { input, state, continue_owed, limit: u64::MAX }
+        let continue_owed = expects_continue && progress != Progress::Complete && input.unused().is_empty();
+        Body { input, progress, continue_owed, limit: u64::MAX }
     }
 
-    /// Reads the size of the first chunk, unless the client waits to be asked for it: what is malformed
-    /// from the beginning is no request.
-    pub(crate) fn begin(&mut self) {
-        if self.state == State::ChunkSize && !self.continue_owed {
+    /// Reads the size of the first chunk, unless the client waits for `100 Continue`, so that a request that is
+    /// malformed from the beginning reaches no handler.
+    pub(crate) fn begin(&mut self) -> Result<(), Refusal> {
+        if self.progress == Progress::ChunkSize && !self.continue_owed {
             let begun = self.begin_chunk();
             let _ = self.note(begun);
         }
+        self.check()
     }
 
-    /// Lets reading fail with `FileTooLarge` as soon as it is known that there are more than so many bytes.
-    pub(crate) fn set_limit(&mut self, limit: u64) {
-        self.limit = limit;
+    /// How to refuse a request whose body has turned out to be faulty.
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        let Progress::Broken(kind) = self.progress else { return Ok(()) };
+        Err(match kind {
+            io::ErrorKind::InvalidData => Refusal::new(400, "malformed chunked body"),
+            io::ErrorKind::TimedOut => Refusal::new(408, "the request body did not come in time"),
+            _ => Refusal::new(400, "the request body ended early"),
+        })
     }
 
-    /// How to answer a request whose body has turned out to be faulty, whatever the handler made of it.
-    pub(crate) fn refusal(&self) -> Option<Refusal> {
-        match self.state {
-            State::Broken(Broken::Malformed) => Some(Refusal::new(400, "malformed chunked body")),
-            State::Broken(Broken::TimedOut) => {
-                Some(Refusal::new(408, "the request body did not come in time"))
-            }
-            State::Broken(Broken::Ended) => Some(Refusal::new(400, "the request body ended early")),
-            _ => None,
-        }
-    }
-
-    /// Whether the rest can be read to no use. A client that waits for `100 Continue` may send the body or
-    /// not once it has the response, and nobody can tell which.
+    /// Whether the rest can be discarded. A client that waits for `100 Continue` may send the body or not
+    /// once it has the response, so where the next request begins cannot be known.
     pub(crate) fn can_be_skipped(&self, limit: u64) -> bool {
-        match self.state {
-            State::Complete => true,
-            State::Length(left) => !self.continue_owed && left <= limit,
-            State::Chunk(_) | State::ChunkSize => !self.continue_owed,
-            State::Broken(_) => false,
+        match self.progress {
+            Progress::Complete => true,
+            Progress::Length(left) => !self.continue_owed && left <= limit,
+            Progress::Chunk(_) | Progress::ChunkSize => !self.continue_owed,
+            Progress::Broken(_) => false,
         }
     }
 
-    /// Whether the input already holds something behind the body: the beginning of the next request.
-    pub(crate) fn has_successor(&self) -> bool {
-        self.state == State::Complete
+    /// Whether the body is complete, and something behind it has come: the beginning of the next request.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.progress == Progress::Complete
             && (!self.input.unused().is_empty() || self.input.connection().has_unread())
     }
 
-    /// Reads the rest to no use; whether its end was reached. That must not take more bytes than `limit`,
-    /// nor longer in all than a client may take to send nothing.
+    /// Discards the rest, and returns whether its end was reached: within `limit` bytes, and within the time
+    /// for which a client may send nothing.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the body.
     pub(crate) fn skip(&mut self, limit: u64) -> io::Result<bool> {
         self.limit = u64::MAX;
         let deadline = self.deadline();
@@ -112,10 +107,6 @@ impl Body {
         Ok(false)
     }
 
-    pub(crate) fn into_input(self) -> Input {
-        self.input
-    }
-
     fn send_continue(&mut self) -> io::Result<()> {
         if !std::mem::take(&mut self.continue_owed) {
             return Ok(());
@@ -124,25 +115,25 @@ impl Body {
         self.input.connection().write_all(b"HTTP/1.1 100 Continue\r\n\r\n", patience)
     }
 
-    /// Reads some of the body, in whatever way its end is found.
+    /// Reads some of the body; 0 bytes at its end.
     fn decode(&mut self, target: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.state {
-                State::Complete => return Ok(0),
-                State::Broken(_) => return Err(io::Error::other("the body has failed before")),
-                State::ChunkSize => self.begin_chunk()?,
-                State::Chunk(0) => self.end_chunk()?,
-                State::Length(left) | State::Chunk(left) => {
+            match self.progress {
+                Progress::Complete => return Ok(0),
+                Progress::Broken(_) => return Err(io::Error::other("the body has failed before")),
+                Progress::ChunkSize => self.begin_chunk()?,
+                Progress::Chunk(0) => {
+                    self.parse(2, line_end)?;
+                    self.progress = Progress::ChunkSize;
+                }
+                Progress::Length(left) | Progress::Chunk(left) => {
                     let most = target.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                     let read = self.input.read(&mut target[..most], self.deadline())?;
-                    if read == 0 {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
                     let left = left - read as u64;
-                    self.state = match self.state {
-                        State::Chunk(_) => State::Chunk(left),
-                        _ if left == 0 => State::Complete,
-                        _ => State::Length(left),
+                    self.progress = match self.progress {
+                        Progress::Chunk(_) => Progress::Chunk(left),
+                        _ if left == 0 => Progress::Complete,
+                        _ => Progress::Length(left),
                     };
                     return Ok(read);
                 }
@@ -150,65 +141,30 @@ impl Body {
         }
     }
 
-    /// RFC 9112 section 7.1: `chunk-size [ chunk-ext ] CRLF`.
+    /// Reads the size of a chunk and, behind the last one, the trailer section, which is discarded (RFC 9112
+    /// section 7.1).
     fn begin_chunk(&mut self) -> io::Result<()> {
+        let size = self.parse(LONGEST_CHUNK_LINE, chunk_line)?;
+        self.progress = Progress::Chunk(size);
+        if size == 0 {
+            self.parse(LARGEST_PIECE, trailers)?;
+            self.progress = Progress::Complete;
+        }
+        Ok(())
+    }
+
+    /// Parses what is at the beginning of the input, waiting for more until it is complete.
+    fn parse<T>(&mut self, longest: usize, parse: fn(&[u8]) -> Parsed<T>) -> io::Result<T> {
         loop {
             let bytes = self.input.unused();
-            if bytes.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) {
-                return Err(malformed());
-            }
-            match httparse::parse_chunk_size(bytes) {
-                Ok(httparse::Status::Complete((length, size))) if length <= LONGEST_CHUNK_LINE => {
+            match parse(bytes)? {
+                Some((length, value)) if length <= longest => {
                     self.input.advance(length);
-                    if size > 0 {
-                        self.state = State::Chunk(size);
-                        return Ok(());
-                    }
-                    return self.end_body();
+                    return Ok(value);
                 }
-                Ok(httparse::Status::Partial) if bytes.len() <= LONGEST_CHUNK_LINE => self.fill()?,
+                None if bytes.len() <= longest => self.input.fill(self.deadline())?,
                 _ => return Err(malformed()),
-            }
-        }
-    }
-
-    /// The CRLF behind a chunk's data.
-    fn end_chunk(&mut self) -> io::Result<()> {
-        loop {
-            match self.input.unused() {
-                [b'\r', b'\n', ..] => {
-                    self.input.advance(2);
-                    self.state = State::ChunkSize;
-                    return Ok(());
-                }
-                [] | [b'\r'] => self.fill()?,
-                _ => return Err(malformed()),
-            }
-        }
-    }
-
-    /// The trailer section, which is discarded (RFC 9112 section 7.1.2), and the empty line behind it.
-    fn end_body(&mut self) -> io::Result<()> {
-        loop {
-            let bytes = self.input.unused();
-            let mut trailers = [httparse::EMPTY_HEADER; 16];
-            match httparse::parse_headers(bytes, &mut trailers) {
-                Ok(httparse::Status::Complete((length, _))) => {
-                    self.input.advance(length);
-                    self.state = State::Complete;
-                    return Ok(());
-                }
-                Ok(httparse::Status::Partial) if bytes.len() < LARGEST_PIECE => self.fill()?,
-                _ => return Err(malformed()),
-            }
-        }
-    }
-
-    fn fill(&mut self) -> io::Result<()> {
-        let deadline = self.deadline();
-        match self.input.fill(deadline)? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(()),
+            };
         }
     }
 
@@ -217,16 +173,12 @@ impl Body {
         after(self.input.limits().body_timeout)
     }
 
-    /// Remembers the first failure, which is the one to tell the client.
+    /// Remembers the first failure, which is the one that the client is told.
     fn note<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &result
-            && !matches!(self.state, State::Broken(_))
+            && !matches!(self.progress, Progress::Broken(_))
         {
-            self.state = State::Broken(match error.kind() {
-                io::ErrorKind::InvalidData => Broken::Malformed,
-                io::ErrorKind::TimedOut => Broken::TimedOut,
-                _ => Broken::Ended,
-            });
+            self.progress = Progress::Broken(error.kind());
         }
         result
     }
@@ -236,14 +188,14 @@ impl Read for Body {
     /// # Errors
     ///
     /// `UnexpectedEof`: the client has ended the connection before the body. `TimedOut`: nothing came for
-    /// too long. `InvalidData`: the chunks are malformed. These are final. `FileTooLarge`: see
-    /// [`Body::set_limit`].
+    /// too long. `InvalidData`: the chunks are malformed. These are final. `FileTooLarge`: there is more than
+    /// the limit.
     fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
         if target.is_empty() {
             return Ok(0);
         }
         // Before the client is asked to send what will not be taken.
-        if let State::Length(left) | State::Chunk(left) = self.state
+        if let Progress::Length(left) | Progress::Chunk(left) = self.progress
             && left > self.limit
         {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -252,6 +204,38 @@ impl Read for Body {
         let read = self.note(read)?;
         self.limit = self.limit.checked_sub(read as u64).ok_or(io::ErrorKind::FileTooLarge)?;
         Ok(read)
+    }
+}
+
+/// What has been parsed, and its length; `None` if it is not complete.
+type Parsed<T> = io::Result<Option<(usize, T)>>;
+
+/// `chunk-size [ chunk-ext ] CRLF`.
+fn chunk_line(bytes: &[u8]) -> Parsed<u64> {
+    match httparse::parse_chunk_size(bytes) {
+        // httparse takes no digits for 0.
+        _ if bytes.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) => Err(malformed()),
+        Ok(Status::Complete(line)) => Ok(Some(line)),
+        Ok(Status::Partial) => Ok(None),
+        Err(_) => Err(malformed()),
+    }
+}
+
+/// The CRLF behind the data of a chunk.
+fn line_end(bytes: &[u8]) -> Parsed<()> {
+    match bytes {
+        [b'\r', b'\n', ..] => Ok(Some((2, ()))),
+        [] | [b'\r'] => Ok(None),
+        _ => Err(malformed()),
+    }
+}
+
+/// The trailer section and the empty line behind it.
+fn trailers(bytes: &[u8]) -> Parsed<()> {
+    match httparse::parse_headers(bytes, &mut [httparse::EMPTY_HEADER; 16]) {
+        Ok(Status::Complete((length, _))) => Ok(Some((length, ()))),
+        Ok(Status::Partial) => Ok(None),
+        Err(_) => Err(malformed()),
     }
 }
 

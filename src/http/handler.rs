@@ -1,4 +1,4 @@
-//! What an embedding program does with requests.
+//! What an embedding program provides: the answers to requests.
 
 use tiny_http::ResponseBox;
 
@@ -7,19 +7,19 @@ use crate::options::Options;
 
 /// Answers requests.
 ///
-/// A function or closure `Fn(&mut Request) -> ResponseBox` is a handler. A type of its own implements this
-/// trait, if it has a configuration that can be read again.
+/// A function or closure `Fn(&mut Request) -> ResponseBox` is a handler. A type that has a configuration to
+/// reload implements this trait itself.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers a request. It is run on the thread of the request's connection, so on many at a time. If it
-    /// panics, the client gets a 500.
+    /// Answers a request. It runs on the thread of the connection, so on many at the same time, and may
+    /// block. If it panics, the client gets a 500.
     fn handle(&self, request: &mut Request) -> ResponseBox;
 
-    /// Reads the configuration again, on SIGUSR1: all of it or, if there is an error, none. The present
-    /// options are given, to be changed; see [`Options`] for those that can change in place.
+    /// Reads the configuration again, on SIGUSR1, and applies all of it or, if there is an error, nothing.
+    /// `options` are the present ones, to be changed; see [`Options`] for those that can change in place.
     ///
     /// # Errors
     ///
-    /// What is wrong, in one line for the log. Whatever has become of `options` is not used then.
+    /// What is wrong, in one line for the log. `options` are then discarded.
     fn reload(&self, options: &mut Options) -> Result<(), String> {
         let _ = options;
         Ok(())

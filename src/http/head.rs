@@ -1,7 +1,7 @@
 //! The head of a request: the request line and the header fields (RFC 9112 sections 2 to 6).
 //!
 //! What two implementations could understand in two ways is refused, because the other one may be a proxy
-//! in front of us that guards something.
+//! in front of this server that enforces a policy.
 
 use std::fmt;
 use std::io;
@@ -15,14 +15,13 @@ use super::input::{Input, LARGEST_PIECE};
 /// The most header fields of a request.
 const MOST_HEADERS: usize = 100;
 
-/// A request's head, understood.
+/// The head of a request.
 #[derive(Debug)]
 pub(crate) struct Head {
     pub(crate) method: Method,
     pub(crate) url: String,
     pub(crate) version: HTTPVersion,
     pub(crate) headers: Vec<Header>,
-    /// How the body's end is found.
     pub(crate) framing: Framing,
     /// Whether the client waits for `100 Continue` before it sends the body.
     pub(crate) expects_continue: bool,
@@ -33,13 +32,13 @@ pub(crate) struct Head {
 /// How the end of a request's body is found (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
-    /// So many bytes; 0 if there is no body.
+    /// By its length in bytes, which is 0 if there is no body.
     Length(u64),
-    /// Chunks, the last of which is empty.
+    /// By the last of its chunks, which is empty.
     Chunked,
 }
 
-/// A request that is answered without a handler, with the reason in the body.
+/// A response to a request that no handler sees, with the reason in its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     status: u16,
@@ -67,12 +66,18 @@ impl fmt::Display for Refusal {
     }
 }
 
+impl fmt::Display for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.url)
+    }
+}
+
 impl Head {
     /// Reads a head. The input has at least its first byte.
     ///
     /// # Errors
     ///
-    /// The outer error: the connection has failed or ended, there is nobody to answer.
+    /// The inner error: how to refuse the request. The outer error: the connection has failed or ended.
     pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Result<Head, Refusal>> {
         let mut searched = 0;
         loop {
@@ -87,8 +92,7 @@ impl Head {
             }
             searched = bytes.len();
             match input.fill(deadline) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {}
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     return Ok(Err(Refusal::new(408, "the request head did not come in time")));
                 }
@@ -97,8 +101,8 @@ impl Head {
         }
     }
 
-    /// Understands a complete head.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
+    /// Parses a complete head.
+    fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
         if bytes.len() > LARGEST_PIECE {
             return Err(too_large(bytes));
         }
@@ -135,7 +139,7 @@ impl Head {
 }
 
 /// Where the head ends: behind its first empty line. A line may end in LF alone (RFC 9112 section 2.2).
-/// Nothing before `searched` has to be looked at again.
+/// Nothing before `searched` has to be searched again.
 fn end_of_head(bytes: &[u8], searched: usize) -> Option<usize> {
     let start = searched.saturating_sub(3);
     let mut lines = bytes[start..].iter().enumerate().filter(|&(_, &byte)| byte == b'\n');
@@ -174,7 +178,7 @@ fn names_a_version(bytes: &[u8]) -> bool {
         if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
-/// The header fields, with what they say about the message.
+/// The header fields, and what they say about the message.
 struct Fields<'a>(&'a [httparse::Header<'a>]);
 
 impl<'a> Fields<'a> {
@@ -203,7 +207,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// RFC 9112 section 6.3, without the leave it gives to repair a faulty message.
+    /// RFC 9112 section 6.3, but without the repairs that it permits.
     fn framing(&self, minor: u8) -> Result<Framing, Refusal> {
         let mut lengths = self.values("Content-Length");
         let length = lengths.next();

@@ -1,8 +1,8 @@
-//! What comes in on a connection: read in large pieces, used up in small ones.
+//! The input of a connection: read in large pieces, used in small ones.
 
 use std::cell::LazyCell;
 use std::io;
-use std::ops::Range;
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,24 +10,24 @@ use crate::deadline::after;
 use crate::options::Limits;
 use crate::server::connection::Connection;
 
-/// The largest head of a request, and the largest piece that is looked at as a whole.
+/// The largest head of a request in bytes, and the largest piece that is parsed as a whole.
 pub(crate) const LARGEST_PIECE: usize = 16 * 1024;
 
-/// How much is asked for at a time. Most requests are smaller, and this is what an idle connection keeps.
+/// How many bytes are read at a time. Most requests are smaller, and an idle connection keeps this much.
 const READ_SIZE: usize = 2048;
 
-/// The input of a connection, with what has been read and not used yet.
+/// A buffered reader of a connection, within the limits.
 pub(crate) struct Input {
     connection: Arc<Connection>,
     limits: Limits,
     buffer: Vec<u8>,
-    /// What has been read and not used yet lies here in the buffer.
-    unused: Range<usize>,
+    /// How many bytes of the buffer have been used.
+    used: usize,
 }
 
 impl Input {
     pub(crate) fn new(connection: Arc<Connection>, limits: Limits) -> Input {
-        Input { connection, limits, buffer: Vec::new(), unused: 0..0 }
+        Input { connection, limits, buffer: Vec::new(), used: 0 }
     }
 
     pub(crate) fn connection(&self) -> &Arc<Connection> {
@@ -42,19 +42,19 @@ impl Input {
         self.limits = limits;
     }
 
-    /// What has been read and not used yet.
+    /// What has been read and not used.
     pub(crate) fn unused(&self) -> &[u8] {
-        &self.buffer[self.unused.clone()]
+        &self.buffer[self.used..]
     }
 
-    /// Uses up the first `count` bytes of [`unused`](Self::unused).
+    /// Uses the first `count` bytes of [`unused`](Self::unused).
     pub(crate) fn advance(&mut self, count: usize) {
-        self.unused.start += count;
+        self.used += count;
     }
 
     /// Waits for the first byte of a request; `false` if there will not be one.
     ///
-    /// Empty lines before a request line are passed over (RFC 9112 section 2.2), and are no request yet.
+    /// Empty lines before a request line are ignored (RFC 9112 section 2.2).
     pub(crate) fn wait_for_request(&mut self, patience: Duration) -> io::Result<bool> {
         let deadline = LazyCell::new(|| after(patience));
         loop {
@@ -62,13 +62,12 @@ impl Input {
                 [b'\n', ..] => self.advance(1),
                 [b'\r', b'\n', ..] => self.advance(2),
                 [] | [b'\r'] => {
-                    self.make_room();
-                    // A large request has made it larger.
-                    self.buffer.truncate(READ_SIZE);
-                    self.buffer.shrink_to_fit();
-                    if self.fill_with(|connection, buffer| connection.read_request(buffer, || *deadline))?
-                        == 0
-                    {
+                    // A large request may have made it larger.
+                    self.buffer.drain(..mem::take(&mut self.used));
+                    self.buffer.shrink_to(READ_SIZE);
+                    let read =
+                        self.fill_with(|connection, buffer| connection.read_request(buffer, || *deadline));
+                    if read? == 0 {
                         return Ok(false);
                     }
                 }
@@ -77,40 +76,44 @@ impl Input {
         }
     }
 
-    /// Reads more, behind what is there; 0 is the end of the input.
-    pub(crate) fn fill(&mut self, deadline: Instant) -> io::Result<usize> {
-        self.fill_with(|connection, buffer| connection.read(buffer, deadline))
+    /// Reads more, behind what has not been used.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` at the end of the input, `TimedOut` at the deadline, or what recv(2) said.
+    pub(crate) fn fill(&mut self, deadline: Instant) -> io::Result<()> {
+        self.fill_with(|connection, buffer| connection.read(buffer, deadline)).and_then(not_ended).map(drop)
     }
 
     fn fill_with(
         &mut self,
         read: impl FnOnce(&Connection, &mut [u8]) -> io::Result<usize>,
     ) -> io::Result<usize> {
-        self.make_room();
-        let most = self.unused.end + READ_SIZE;
-        if self.buffer.len() < most {
-            self.buffer.resize(most, 0);
-        }
-        let count = read(&self.connection, &mut self.buffer[self.unused.end..most])?;
-        self.unused.end += count;
-        Ok(count)
+        self.buffer.drain(..mem::take(&mut self.used));
+        let before = self.buffer.len();
+        self.buffer.resize(before + READ_SIZE, 0);
+        let read = read(&self.connection, &mut self.buffer[before..]);
+        self.buffer.truncate(before + *read.as_ref().unwrap_or(&0));
+        read
     }
 
-    /// Moves what has not been used yet to the beginning of the buffer.
-    fn make_room(&mut self) {
-        self.buffer.copy_within(self.unused.clone(), 0);
-        self.unused = 0..self.unused.len();
-    }
-
-    /// Reads into `target`: what is there, or else what comes; 0 is the end of the input.
+    /// Reads into `target` from the buffer or, if that is empty, from the connection.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fill`](Self::fill).
     pub(crate) fn read(&mut self, target: &mut [u8], deadline: Instant) -> io::Result<usize> {
         let unused = self.unused();
         if unused.is_empty() {
-            return self.connection.read(target, deadline);
+            return self.connection.read(target, deadline).and_then(not_ended);
         }
         let count = unused.len().min(target.len());
         target[..count].copy_from_slice(&unused[..count]);
         self.advance(count);
         Ok(count)
     }
+}
+
+fn not_ended(read: usize) -> io::Result<usize> {
+    if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(read) }
 }

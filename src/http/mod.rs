@@ -1,9 +1,9 @@
-//! HTTP/1.1 and 1.0 on one connection: read a request, run the handler, write the response, again.
+//! HTTP/1.1 and 1.0 on one connection: read a request, run the handler, write the response, and again.
 //!
-//! The bytes are taken in by [`input`], a request's head is understood by [`head`], its body decoded by
-//! [`body`]; [`request`] is what a [`handler`] sees of both, and [`response`] writes what it returns. The only
-//! thing this module is told about the process is whether it is draining: then a response says
-//! `Connection: close`, and the connection is closed after it.
+//! [`input`] buffers what has been read, [`head`] parses the head of a request, [`body`] decodes its body,
+//! [`request`] is what a [`handler`] sees of both, and [`response`] writes what the handler returns. All that
+//! is known here about the process is whether a connection is to end: then its next response says
+//! `Connection: close`, and it is closed after that.
 
 mod body;
 mod handler;
@@ -14,20 +14,21 @@ mod response;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::fmt::Display;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use log::Level;
+use tiny_http::ResponseBox;
 
 pub use self::handler::Handler;
 pub use self::request::Request;
 
 use self::head::{Framing, Head, Refusal};
 use self::input::Input;
-use self::response::{Answer, Written};
+use self::response::{Reply, Written};
 use crate::deadline::{after, later};
 use crate::options::Limits;
 use crate::server::connection::Connection;
@@ -36,22 +37,24 @@ use crate::server::connection::Connection;
 const ACCESS_LOG: &str = "handover::access";
 /// The time for a client to close its side of a connection after its last response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How much of a body that a handler has left unread is skipped to keep the connection.
+/// How many bytes of a body that a handler has left unread are skipped to keep the connection.
 const SKIP_LIMIT: u64 = 256 * 1024;
 
-/// Serves the requests of one connection until it ends, each within the limits at its time.
+/// Serves the requests of one connection until it ends, each within the limits of its time.
 pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits: &RwLock<Limits>) {
     let current = || *limits.read().unwrap_or_else(PoisonError::into_inner);
     let mut input = Input::new(Arc::clone(connection), current());
     let mut patience = input.limits().head_timeout;
     loop {
-        match input.wait_for_request(patience) {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => return log::debug!("{}: {error}", connection.peer()),
-        }
-        input.set_limits(current());
-        match connection.in_flight(|| exchange(input, handler)) {
+        let then = match input.wait_for_request(patience) {
+            Ok(true) => {
+                input.set_limits(current());
+                connection.in_flight(|| exchange(input, handler))
+            }
+            Ok(false) => Ok(Then::Close),
+            Err(error) => Err(error),
+        };
+        match then {
             Ok(Then::Next(rest)) => input = rest,
             Ok(Then::Linger) => return connection.linger(after(LINGER_TIMEOUT)),
             Ok(Then::Close) => return,
@@ -61,74 +64,89 @@ pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits:
     }
 }
 
-/// What comes after a response.
+/// What follows a response.
 enum Then {
-    /// The next request, at the beginning of this.
+    /// The next request, at the beginning of this input.
     Next(Input),
-    /// The end of the connection, when the client has got the response.
+    /// The end of the connection, once the client has received the response.
     Linger,
     /// The end of the connection: the client has asked for it, and sends nothing more (RFC 9112 section 9.6).
     Close,
 }
 
-/// Reads one request and answers it; an error if there is nobody to answer, or no way to go on.
+/// Reads one request and answers it.
+///
+/// # Errors
+///
+/// The connection has failed, or has ended within the head of the request.
 fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
-    let begin = Instant::now();
     let connection = Arc::clone(input.connection());
-    let patience = input.limits().write_timeout;
-    let refuse = |refusal: Refusal| {
-        log::debug!("{}: {refusal}", connection.peer());
-        let written = Answer::to_nothing(patience).write(&connection, refusal.response())?;
-        log_access(&connection, "- -", written, begin);
-        Ok(Then::Linger)
-    };
-
-    let deadline = later(begin, input.limits().head_timeout);
-    let head = match Head::read(&mut input, deadline)? {
+    let responder = Responder { connection: &connection, begin: Instant::now() };
+    let Limits { head_timeout, write_timeout, .. } = *input.limits();
+    let head = match Head::read(&mut input, later(responder.begin, head_timeout))? {
         Ok(head) => head,
-        Err(refusal) => return refuse(refusal),
+        Err(refusal) => return responder.refuse("- -", Reply::to(None, write_timeout), refusal),
     };
-    log::debug!("{}: {} {}", connection.peer(), head.method, head.url);
-    let answer = Answer::to(&head, patience);
-    let keep_alive = head.keep_alive;
+    log::debug!("{}: {head}", connection.peer());
+    let reply = Reply::to(Some(&head), write_timeout);
     let mut request = Request::new(head, input);
-    if let Some(refusal) = request.begin() {
-        return refuse(refusal);
-    }
-    let response = catch_unwind(AssertUnwindSafe(|| handler.handle(&mut request)));
-    let (head, mut body) = request.into_parts();
-    let what = format_args!("{} {}", head.method, head.url);
-
-    let Ok(response) = response else {
-        log::error!("the handler panicked on {what}");
-        let written = answer.last().write(&connection, Refusal::internal_error().response())?;
-        log_access(&connection, what, written, begin);
-        return Ok(Then::Linger);
+    let response = handle(&mut request, handler);
+    let Request { head, mut body, .. } = request;
+    let response = match response {
+        Ok(response) => response,
+        Err(refusal) => return responder.refuse(&head, reply, refusal),
     };
-    // What the handler made of half a body is not an answer to the request.
-    if let Some(refusal) = body.refusal() {
-        return refuse(refusal);
-    }
-    let last =
-        !keep_alive || !body.can_be_skipped(SKIP_LIMIT) || (connection.is_ending() && !body.has_successor());
-    let answer = if last { answer.last() } else { answer };
-    let written = answer.write(&connection, response)?;
-    log_access(&connection, what, written, begin);
+
+    let last = !head.keep_alive
+        || !body.can_be_skipped(SKIP_LIMIT)
+        || (connection.is_ending() && !body.is_followed());
+    let reply = if last { reply.last() } else { reply };
+    let written = responder.respond(&head, reply, response)?;
     if last || !written.complete {
-        let closed_by_client = !keep_alive && head.framing == Framing::Length(0) && !body.has_successor();
-        return Ok(if closed_by_client { Then::Close } else { Then::Linger });
+        let is_over = !head.keep_alive && head.framing == Framing::Length(0) && !body.is_followed();
+        return Ok(if is_over { Then::Close } else { Then::Linger });
     }
     match body.skip(SKIP_LIMIT) {
-        Ok(true) => Ok(Then::Next(body.into_input())),
+        Ok(true) => Ok(Then::Next(body.input)),
         _ => Ok(Then::Linger),
     }
 }
 
-/// One line for each response, if anybody wants it: peer, method, URL, status, bytes of the body, duration.
-fn log_access(connection: &Connection, what: impl fmt::Display, written: Written, begin: Instant) {
-    // The clock is not read for nothing.
-    if log::log_enabled!(target: ACCESS_LOG, Level::Info) {
-        let Written { status, bytes, .. } = written;
-        log::info!(target: ACCESS_LOG, "{} {what} {status} {bytes} {:?}", connection.peer(), begin.elapsed());
+/// Has the request answered by the handler, unless its body is malformed from the beginning.
+fn handle(request: &mut Request, handler: &dyn Handler) -> Result<ResponseBox, Refusal> {
+    request.body.begin()?;
+    let response = catch_unwind(AssertUnwindSafe(|| handler.handle(request))).map_err(|_| {
+        log::error!("the handler panicked on {}", request.head);
+        Refusal::internal_error()
+    })?;
+    // What the handler made of a part of the body is no answer to the request.
+    request.body.check()?;
+    Ok(response)
+}
+
+/// Answers one request, and logs that.
+struct Responder<'a> {
+    connection: &'a Connection,
+    /// When the first bytes of the request had come.
+    begin: Instant,
+}
+
+impl Responder<'_> {
+    /// Writes one line to the access log, too: peer, method, URL, status, bytes of the body, duration.
+    fn respond(&self, request: impl Display, reply: Reply, response: ResponseBox) -> io::Result<Written> {
+        let written = reply.write(self.connection, response)?;
+        // The clock is read only if the line is wanted.
+        if log::log_enabled!(target: ACCESS_LOG, Level::Info) {
+            let (peer, duration) = (self.connection.peer(), self.begin.elapsed());
+            let Written { status, bytes, .. } = written;
+            log::info!(target: ACCESS_LOG, "{peer} {request} {status} {bytes} {duration:?}");
+        }
+        Ok(written)
+    }
+
+    fn refuse(&self, request: impl Display, reply: Reply, refusal: Refusal) -> io::Result<Then> {
+        log::debug!("{}: {refusal}", self.connection.peer());
+        self.respond(request, reply.last(), refusal.response())?;
+        Ok(Then::Linger)
     }
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tiny_http::{HTTPVersion, Header, Method};
 
 use super::body::Body;
-use super::head::{Framing, Head, Refusal};
+use super::head::{Framing, Head};
 use super::input::Input;
 use crate::server::address::Address;
 use crate::server::connection::Peer;
@@ -17,8 +17,8 @@ use crate::server::connection::Peer;
 /// tiny_http moves over almost unchanged: instead of calling `request.respond(response)`, it returns
 /// `response.boxed()`.
 pub struct Request {
-    head: Head,
-    body: Body,
+    pub(super) head: Head,
+    pub(super) body: Body,
     remote_addr: Option<SocketAddr>,
     local_addr: Address,
     draining: bool,
@@ -36,16 +36,6 @@ impl Request {
         Request { head, body, remote_addr, local_addr, draining }
     }
 
-    /// See [`Body::begin`]; how to answer if the body is faulty already.
-    pub(super) fn begin(&mut self) -> Option<Refusal> {
-        self.body.begin();
-        self.body.refusal()
-    }
-
-    pub(super) fn into_parts(self) -> (Head, Body) {
-        (self.head, self.body)
-    }
-
     /// The method.
     pub fn method(&self) -> &Method {
         &self.head.method
@@ -56,18 +46,18 @@ impl Request {
         &self.head.url
     }
 
-    /// The header fields in the order in which they came, names as the client spelled them.
+    /// The header fields in the order in which they were sent, names as the client spelled them.
     pub fn headers(&self) -> &[Header] {
         &self.head.headers
     }
 
-    /// The version of HTTP that the client speaks: 1.0 or 1.1.
+    /// The version of HTTP of the request: 1.0 or 1.1.
     pub fn http_version(&self) -> &HTTPVersion {
         &self.head.version
     }
 
-    /// The length of the body in bytes, if the client has announced it; `None` for a chunked body and for
-    /// a request without a body.
+    /// The length of the body in bytes, if the request has a `Content-Length`; `None` for a chunked body
+    /// and for a request without a body.
     pub fn body_length(&self) -> Option<usize> {
         match self.head.framing {
             Framing::Length(length) if self.has_content_length() => usize::try_from(length).ok(),
@@ -75,43 +65,41 @@ impl Request {
         }
     }
 
-    /// The address of the client, or of the last proxy before this server; `None` if it has come through a
-    /// Unix socket.
+    /// The address of the client, or of the last proxy before this server; `None` on a Unix socket.
     pub fn remote_addr(&self) -> Option<&SocketAddr> {
         self.remote_addr.as_ref()
     }
 
-    /// Which of the listening sockets it has come in on.
+    /// The address of the listening socket that the connection was accepted on.
     pub fn local_addr(&self) -> &Address {
         &self.local_addr
     }
 
-    /// The body, decoded. The first read asks a client that waits for it to go on (`100 Continue`).
+    /// The body, decoded. The first read sends `100 Continue` to a client that waits for it.
     ///
-    /// What is left unread is skipped, up to 256 KiB; if more is left, the connection is closed after the
-    /// response.
+    /// Up to 256 KiB that are left unread are discarded; if more is left, the connection is closed after
+    /// the response.
     ///
     /// # Errors
     ///
     /// Reading fails with `UnexpectedEof` if the client ends the connection before the body, with
-    /// `TimedOut` if it sends nothing for the body timeout, and with `InvalidData` if the chunks are
-    /// malformed. The client is then answered with 400 or 408, whatever the handler returns. It fails with
-    /// `FileTooLarge` beyond the limit of [`limit_body`](Self::limit_body), if there is one.
+    /// `TimedOut` if it sends nothing for [`body_timeout`](crate::Limits::body_timeout), and with
+    /// `InvalidData` if the chunks are malformed. The client is then answered with 400 or 408, whatever the
+    /// handler returns. It fails with `FileTooLarge` beyond the limit of [`limit_body`](Self::limit_body).
     pub fn as_reader(&mut self) -> &mut dyn Read {
         &mut self.body
     }
 
-    /// Takes no more than so many bytes of the body: reading it fails with [`FileTooLarge`] as soon as it is
-    /// known to be larger, if possible before the client sends it. A handler will want to answer that with
-    /// status 413.
+    /// Accepts at most `bytes` more of the body: reading it fails with [`FileTooLarge`] as soon as it is known
+    /// to be larger, if possible before the client sends it. The usual answer to that is status 413.
     ///
     /// [`FileTooLarge`]: std::io::ErrorKind::FileTooLarge
     pub fn limit_body(&mut self, bytes: u64) {
-        self.body.set_limit(bytes);
+        self.body.limit = bytes;
     }
 
-    /// Whether the process was draining when the request came: it takes no further connections, because it
-    /// has handed over or is stopping. A health check may want to say so.
+    /// Whether the process was draining when the request came: it no longer accepts connections, because it
+    /// has handed over or is stopping. A health check may report it.
     pub fn is_draining(&self) -> bool {
         self.draining
     }

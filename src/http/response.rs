@@ -1,8 +1,8 @@
-//! Writing a response (RFC 9112 sections 4, 6 and 7).
+//! Writing responses (RFC 9112 sections 4, 6 and 7).
 //!
-//! `tiny_http::Response::raw_print` would do this, but it cannot say `Connection: close`, which a drain
-//! depends on; it ends a body that has failed half way with the chunk that says it is complete; it trusts
-//! the length it was told; and it holds the whole of a body without a length in memory for HTTP/1.0.
+//! `tiny_http::Response::raw_print` cannot say `Connection: close`, which a drain depends on; it completes a
+//! chunked body that has failed half way; it trusts the length that it was given; and it holds the whole of
+//! a body of unknown length in memory for HTTP/1.0.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -15,87 +15,89 @@ use tiny_http::{Header, Method, ResponseBox, StatusCode};
 use super::head::{Head, Refusal};
 use crate::server::connection::Connection;
 
-/// How much of a response is collected before it is written: a small one goes out in one piece.
+/// How many bytes of a response are collected before they are written: a small one is sent in one piece.
 const PIECE: usize = 16 * 1024;
 
-/// How a request wants to be answered.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Answer {
-    /// The client asked for the header fields only.
+/// How the response to a request is written.
+#[derive(Clone, Copy)]
+pub(crate) struct Reply {
+    /// The request was HEAD.
     without_body: bool,
-    /// The client does not know chunks, nor that connections persist unless it is told.
+    /// The client knows no chunks, and takes a connection for closed unless the response says otherwise.
     http_1_0: bool,
     /// The connection ends with this response.
     last: bool,
-    /// How long the client may take nothing of it.
+    /// For how long the client may take nothing of the response.
     patience: Duration,
 }
 
 /// A response that has been written.
-#[derive(Clone, Copy, Debug)]
 pub(crate) struct Written {
     pub(crate) status: u16,
-    /// The length of the body as it went over the connection.
+    /// The length of the body as it was sent, with the framing of its chunks.
     pub(crate) bytes: u64,
-    /// Whether the connection can go on: not if the end of the response is that of the connection, nor if
-    /// the body has failed half way, which the client can only see by that.
+    /// Whether the connection can go on: not if its end is that of the response, nor if the body has failed
+    /// half way, of which nothing else can inform the client.
     pub(crate) complete: bool,
 }
 
 /// How the end of a response's body is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Framing {
-    /// There is none, whatever the header fields say.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Delimiter {
+    /// There is no body, whatever the header fields say.
     NoBody,
     Length(u64),
     Chunked,
-    UntilClose,
+    Close,
 }
 
-impl Answer {
-    pub(crate) fn to(head: &Head, patience: Duration) -> Answer {
-        let without_body = head.method == Method::Head;
-        Answer { without_body, http_1_0: head.version.1 == 0, last: false, patience }
-    }
+/// Which side has failed when a response cannot be completed.
+enum Failure {
+    Client(io::Error),
+    Body(io::Error),
+}
 
-    /// The answer to something that was not understood as a request.
-    pub(crate) fn to_nothing(patience: Duration) -> Answer {
-        Answer { without_body: false, http_1_0: false, last: true, patience }
+impl Reply {
+    /// The reply to a request with this head, or to something that was not understood as a request.
+    pub(crate) fn to(head: Option<&Head>, patience: Duration) -> Reply {
+        let without_body = head.is_some_and(|head| head.method == Method::Head);
+        let http_1_0 = head.is_some_and(|head| head.version.1 == 0);
+        Reply { without_body, http_1_0, last: false, patience }
     }
 
     /// The same, as the last one on its connection.
-    pub(crate) fn last(self) -> Answer {
-        Answer { last: true, ..self }
+    pub(crate) fn last(self) -> Reply {
+        Reply { last: true, ..self }
     }
 
-    /// Writes the response.
+    /// Writes the response. If the handler has made one that cannot be sent, it is logged, and the client
+    /// gets a 500.
     ///
     /// # Errors
     ///
-    /// The client cannot be written to.
+    /// The client cannot be written to; `TimedOut` if it has taken nothing for too long.
     pub(crate) fn write(self, connection: &Connection, response: ResponseBox) -> io::Result<Written> {
-        let framing = self.framing(&response);
-        let answer = if framing == Framing::UntilClose { self.last() } else { self };
+        let delimiter = self.delimiter(&response);
+        let reply = if delimiter == Delimiter::Close { self.last() } else { self };
         let status = response.status_code().0;
         let mut out =
             Out { connection, patience: self.patience, collected: Vec::with_capacity(512), sent: 0 };
-        if let Err(fault) = answer.write_head(&mut out.collected, &response, framing) {
+        if let Err(fault) = reply.write_head(&mut out.collected, &response, delimiter) {
             log::error!("the handler returned an impossible response: {fault}");
             return self.write_error(connection);
         }
         let head = out.collected.len();
-        match out.write_body(&mut response.into_reader(), framing) {
-            Ok(()) => out.flush()?,
+        let complete = match out.write_body(&mut response.into_reader(), delimiter) {
+            Ok(()) => delimiter != Delimiter::Close,
             Err(Failure::Client(error)) => return Err(error),
             Err(Failure::Body(error)) => {
                 log::error!("the body of a response failed: {error}");
                 if out.sent == 0 {
                     return self.write_error(connection);
                 }
-                return Ok(Written { status, bytes: (out.sent - head) as u64, complete: false });
+                false
             }
-        }
-        let complete = framing != Framing::UntilClose;
+        };
         Ok(Written { status, bytes: (out.sent - head) as u64, complete })
     }
 
@@ -104,20 +106,20 @@ impl Answer {
         Ok(Written { complete: false, ..written })
     }
 
-    fn framing(self, response: &ResponseBox) -> Framing {
+    fn delimiter(self, response: &ResponseBox) -> Delimiter {
         match (response.status_code().0, response.data_length()) {
-            (204 | 304, _) => Framing::NoBody,
-            _ if self.without_body => Framing::NoBody,
-            (_, Some(length)) => Framing::Length(length as u64),
-            (_, None) if self.http_1_0 => Framing::UntilClose,
-            (_, None) => Framing::Chunked,
+            (204 | 304, _) => Delimiter::NoBody,
+            _ if self.without_body => Delimiter::NoBody,
+            (_, Some(length)) => Delimiter::Length(length as u64),
+            (_, None) if self.http_1_0 => Delimiter::Close,
+            (_, None) => Delimiter::Chunked,
         }
     }
 
     /// # Errors
     ///
-    /// What the handler must not send: it could split the response in two, or none would be final.
-    fn write_head(self, out: &mut Vec<u8>, response: &ResponseBox, framing: Framing) -> Result<(), String> {
+    /// What must not be sent: it could split the response in two, or the client would wait for another.
+    fn write_head(self, out: &mut Vec<u8>, response: &ResponseBox, end: Delimiter) -> Result<(), String> {
         let StatusCode(status) = response.status_code();
         if !(200..1000).contains(&status) {
             return Err(format!("the status {status} is not that of a final response"));
@@ -129,14 +131,14 @@ impl Answer {
             field(out, header.field.as_str().as_str(), header.value.as_str());
         }
         if !response.headers().iter().any(|header| header.field.equiv("Date")) {
-            line(out, format_args!("Date: {}", HttpDate::from(SystemTime::now())));
+            field(out, "Date", &HttpDate::from(SystemTime::now()).to_string());
         }
-        match (framing, response.data_length()) {
-            (Framing::Chunked, _) => field(out, "Transfer-Encoding", "chunked"),
-            (Framing::Length(length), _) => line(out, format_args!("Content-Length: {length}")),
-            // What the same request with GET would have been answered with (RFC 9110 section 9.3.2).
-            (Framing::NoBody, Some(length)) if !matches!(status, 204 | 304) => {
-                line(out, format_args!("Content-Length: {length}"));
+        match (end, response.data_length()) {
+            (Delimiter::Chunked, _) => field(out, "Transfer-Encoding", "chunked"),
+            (Delimiter::Length(length), _) => field(out, "Content-Length", &length.to_string()),
+            // That of the response to the same request with GET (RFC 9110 section 9.3.2).
+            (Delimiter::NoBody, Some(length)) if !matches!(status, 204 | 304) => {
+                field(out, "Content-Length", &length.to_string());
             }
             _ => {}
         }
@@ -157,15 +159,13 @@ fn field(out: &mut Vec<u8>, name: &str, value: &str) {
 }
 
 fn line(out: &mut Vec<u8>, content: fmt::Arguments<'_>) {
-    // A vector takes everything.
-    let _ = out.write_fmt(content);
-    out.extend_from_slice(b"\r\n");
+    // Writing to a vector does not fail.
+    let _ = write!(out, "{content}\r\n");
 }
 
 /// RFC 9110 sections 5.1 and 5.5: a name is a token, a value has no control characters but tabs.
 fn check(header: &Header) -> Result<(), String> {
-    let name = header.field.as_str().as_str();
-    let value = header.value.as_str();
+    let (name, value) = (header.field.as_str().as_str(), header.value.as_str());
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if name.is_empty() || !name.bytes().all(is_token) {
         return Err(format!("{name:?} is not the name of a header field"));
@@ -181,86 +181,53 @@ struct Out<'a> {
     connection: &'a Connection,
     patience: Duration,
     collected: Vec<u8>,
-    /// How many bytes have been written: once there are any, the status cannot be changed any more.
+    /// How many bytes have been written. The status can be changed until there are any.
     sent: usize,
 }
 
-/// Who is to blame when a body cannot be written.
-enum Failure {
-    Client(io::Error),
-    Body(io::Error),
-}
-
 impl Out<'_> {
-    fn flush(&mut self) -> io::Result<()> {
-        let written = self.connection.write_all(&self.collected, self.patience);
+    fn flush(&mut self) -> Result<(), Failure> {
+        self.connection.write_all(&self.collected, self.patience).map_err(Failure::Client)?;
         self.sent += self.collected.len();
         self.collected.clear();
-        written
+        Ok(())
     }
 
-    fn write_body(&mut self, body: &mut dyn Read, framing: Framing) -> Result<(), Failure> {
-        match framing {
-            Framing::NoBody => Ok(()),
-            Framing::Length(length) => self.write_exactly(body, length),
-            Framing::Chunked => self.write_chunks(body),
-            Framing::UntilClose => self.write_all(body),
-        }
-    }
-
-    /// A body that is shorter than its length fails; of a longer one the client gets what was announced.
-    fn write_exactly(&mut self, body: &mut dyn Read, length: u64) -> Result<(), Failure> {
-        let mut left = length;
+    /// Writes the body and what is still collected. A body that is shorter than its length fails; of a longer
+    /// one the client gets what was announced.
+    fn write_body(&mut self, body: &mut dyn Read, delimiter: Delimiter) -> Result<(), Failure> {
+        let mut left = match delimiter {
+            Delimiter::NoBody => 0,
+            Delimiter::Length(length) => length,
+            Delimiter::Chunked | Delimiter::Close => u64::MAX,
+        };
+        let most = |left: u64| left.min(PIECE as u64) as usize;
+        let mut piece = vec![0; most(left)];
         while left > 0 {
-            if self.collected.len() >= PIECE {
-                self.flush().map_err(Failure::Client)?;
+            let read = read(body, &mut piece[..most(left)])?;
+            match (delimiter, read) {
+                (Delimiter::Length(length), 0) => {
+                    let error = format!("it ended {left} bytes before its length of {length}");
+                    return Err(Failure::Body(io::Error::other(error)));
+                }
+                (Delimiter::Chunked, _) => {
+                    line(&mut self.collected, format_args!("{read:x}"));
+                    self.collected.extend_from_slice(&piece[..read]);
+                    self.collected.extend_from_slice(b"\r\n");
+                }
+                _ => self.collected.extend_from_slice(&piece[..read]),
             }
-            let room = PIECE - self.collected.len();
-            let most = room.min(usize::try_from(left).unwrap_or(usize::MAX));
-            let read = self.collect(body, most)?;
-            if read == 0 {
-                let error = format!("it ended {left} bytes before its length of {length}");
-                return Err(Failure::Body(io::Error::other(error)));
+            left = if read == 0 { 0 } else { left - read as u64 };
+            // Where the length is not known, the rest may be a long time coming.
+            if self.collected.len() >= PIECE || !matches!(delimiter, Delimiter::Length(_)) {
+                self.flush()?;
             }
-            left -= read as u64;
         }
-        Ok(())
-    }
-
-    /// Each piece is written as soon as it is there: the rest may be a long time coming.
-    fn write_chunks(&mut self, body: &mut dyn Read) -> Result<(), Failure> {
-        let mut piece = vec![0; PIECE];
-        loop {
-            let read = read(body, &mut piece)?;
-            if read == 0 {
-                self.collected.extend_from_slice(b"0\r\n\r\n");
-                return Ok(());
-            }
-            line(&mut self.collected, format_args!("{read:x}"));
-            self.collected.extend_from_slice(&piece[..read]);
-            self.collected.extend_from_slice(b"\r\n");
-            self.flush().map_err(Failure::Client)?;
-        }
-    }
-
-    fn write_all(&mut self, body: &mut dyn Read) -> Result<(), Failure> {
-        while self.collect(body, PIECE)? > 0 {
-            self.flush().map_err(Failure::Client)?;
-        }
-        Ok(())
-    }
-
-    /// Reads at most so many bytes of the body to the end of what is collected.
-    fn collect(&mut self, body: &mut dyn Read, most: usize) -> Result<usize, Failure> {
-        let before = self.collected.len();
-        self.collected.resize(before + most, 0);
-        let result = read(body, &mut self.collected[before..]);
-        self.collected.truncate(before + result.as_ref().map_or(0, |&read| read));
-        result
+        self.flush()
     }
 }
 
-/// Reads from a body that the handler made: it may fail, and it may panic.
+/// Reads from a body that the handler has made: it may fail, and it may panic.
 fn read(body: &mut dyn Read, target: &mut [u8]) -> Result<usize, Failure> {
     loop {
         match catch_unwind(AssertUnwindSafe(|| body.read(target))) {

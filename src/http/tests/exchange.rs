@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 
 use tiny_http::{Header, Method, Response, ResponseBox, StatusCode};
 
-use super::{describe, ok, ok_last, plain, rest, serve, talk};
+use super::{CHUNKED, POST, describe, get, ok, ok_last, plain, rest, serve, talk};
 use crate::http::SKIP_LIMIT;
 
 #[test]
@@ -27,8 +27,7 @@ fn a_request_may_come_byte_by_byte() {
     let (_server, address) = serve(describe);
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
-    let input = "POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n";
-    for byte in input.bytes() {
+    for byte in format!("{POST}{CHUNKED}4\r\nbody\r\n0\r\n\r\n").bytes() {
         stream.write_all(&[byte]).unwrap();
     }
     stream.shutdown(Shutdown::Write).unwrap();
@@ -45,22 +44,22 @@ fn http_1_0_closes_unless_asked_not_to() {
 }
 
 #[test]
-fn who_asks_for_the_end_is_not_waited_for() {
+fn a_client_that_asks_for_the_end_is_not_waited_for() {
     let (_server, address) = serve(describe);
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
     assert_eq!(rest(&mut stream), ok_last("GET / []"));
-    // The server has not only ended its side: what comes now is refused, and the next write is told so.
+    // The server has not only ended its side: what comes now is refused, and the next write fails.
     let _ = stream.write_all(b"x");
     assert_eq!(stream.write_all(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }
 
 #[test]
-fn who_asks_for_the_end_and_goes_on_gets_the_response_all_the_same() {
+fn a_client_that_asks_for_the_end_and_goes_on_gets_the_response_all_the_same() {
     let (_server, address) = serve(describe);
     let mut stream = TcpStream::connect(address).unwrap();
     let first = "GET /1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-    stream.write_all(format!("{first}GET /2 HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).unwrap();
+    stream.write_all((first.to_owned() + &get("/2")).as_bytes()).unwrap();
     assert_eq!(rest(&mut stream), ok_last("GET /1 []"));
     // The server reads to the end, so nothing is refused.
     stream.write_all(b"x").unwrap();
@@ -77,9 +76,9 @@ fn head_is_answered_without_a_body() {
 #[test]
 fn a_status_without_a_body_has_none() {
     let (_server, address) = serve(|_| Response::empty(204).boxed());
-    assert_eq!(talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n"), "HTTP/1.1 204 No Content\r\n\r\n");
+    assert_eq!(talk(address, get("/")), "HTTP/1.1 204 No Content\r\n\r\n");
     let (_server, address) = serve(|_| Response::empty(304).boxed());
-    assert_eq!(talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n"), "HTTP/1.1 304 Not Modified\r\n\r\n");
+    assert_eq!(talk(address, get("/")), "HTTP/1.1 304 Not Modified\r\n\r\n");
 }
 
 /// A response whose length is not known before.
@@ -90,14 +89,10 @@ fn streamed(body: impl Read + Send + 'static) -> ResponseBox {
 #[test]
 fn a_body_of_unknown_length_is_sent_in_chunks_or_ends_with_the_connection() {
     let (_server, address) = serve(|_| streamed(Cursor::new("hello")));
-    assert_eq!(
-        talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n"),
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
-    );
-    assert_eq!(
-        talk(address, "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
-        "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello"
-    );
+    let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    assert_eq!(talk(address, get("/")), chunks);
+    let input = "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
+    assert_eq!(talk(address, input), "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello");
     assert_eq!(talk(address, "HEAD / HTTP/1.1\r\nHost: t\r\n\r\n"), "HTTP/1.1 200 OK\r\n\r\n");
 }
 
@@ -106,16 +101,15 @@ fn a_large_body_arrives_whole() {
     let body: String = ('a'..='z').cycle().take(1_000_000).collect();
     let expected = ok(&body);
     let (_server, address) = serve(move |_| plain(body.clone()));
-    assert!(talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n") == expected);
+    assert!(talk(address, get("/")) == expected);
 }
 
 #[test]
 fn continue_is_sent_when_the_handler_reads() {
     let (_server, address) = serve(describe);
     let mut stream = TcpStream::connect(address).unwrap();
-    stream
-        .write_all(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
-        .unwrap();
+    let head = format!("{POST}Content-Length: 2\r\nExpect: 100-continue\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
     let mut interim = [0; 25];
     stream.read_exact(&mut interim).unwrap();
     assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -127,28 +121,20 @@ fn continue_is_sent_when_the_handler_reads() {
 #[test]
 fn continue_is_not_sent_when_the_handler_does_not_read() {
     let (_server, address) = serve(|_| plain("no"));
-    // Whether the body will come nobody knows: the connection cannot go on.
-    let input = "POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+    // Whether the body will come is not known, so the connection cannot go on.
+    let input = format!("{POST}Content-Length: 2\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(talk(address, input), ok_last("no"));
 }
 
 #[test]
 fn an_unread_body_is_skipped_up_to_a_bound() {
     let (_server, address) = serve(|_| plain("ok"));
-    let post = |size: usize| {
-        let body = "x".repeat(size);
-        format!("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: {size}\r\n\r\n{body}")
-    };
+    let post = |size: usize| format!("{POST}Content-Length: {size}\r\n\r\n{}", "x".repeat(size));
     let limit = SKIP_LIMIT as usize;
     assert_eq!(talk(address, post(limit).repeat(2)), ok("ok").repeat(2));
     assert_eq!(talk(address, post(limit + 1) + &post(1)), ok_last("ok"));
 
-    let chunked = |size: usize| {
-        let body = "x".repeat(size);
-        format!(
-            "POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n{size:x}\r\n{body}\r\n0\r\n\r\n"
-        )
-    };
+    let chunked = |size: usize| format!("{POST}{CHUNKED}{size:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(size));
     assert_eq!(talk(address, chunked(limit).repeat(2)), ok("ok").repeat(2));
     // It is only known once the response has been sent.
     assert_eq!(talk(address, chunked(limit + 1) + &chunked(1)), ok("ok"));
@@ -163,7 +149,6 @@ fn a_panic_costs_its_own_connection_a_500() {
         _ => plain("ok"),
     });
     let mut other = TcpStream::connect(address).unwrap();
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n");
     for path in ["/panic", "/body"] {
         let answer = talk(address, get(path) + &get("/"));
         assert!(answer.starts_with("HTTP/1.1 500 Internal Server Error\r\n"), "{answer}");
@@ -192,18 +177,17 @@ impl Read for Panicking {
     }
 }
 
+/// A response with another length than it announces.
+fn announced(length: usize, body: Vec<u8>) -> ResponseBox {
+    Response::new(StatusCode(200), Vec::new(), Cursor::new(body), Some(length), None).boxed()
+}
+
 #[test]
 fn a_body_that_fails_half_way_ends_visibly() {
     let (_server, address) = serve(|request| match request.url() {
-        // Shorter than announced.
-        "/short" => {
-            Response::new(StatusCode(200), Vec::new(), Cursor::new(vec![b'x'; 40_000]), Some(50_000), None)
-                .boxed()
-        }
-        // Longer than announced.
-        _ => Response::new(StatusCode(200), Vec::new(), Cursor::new("abcdef"), Some(3), None).boxed(),
+        "/short" => announced(50_000, vec![b'x'; 40_000]),
+        _ => announced(3, b"abcdef".to_vec()),
     });
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n");
     let answer = talk(address, get("/short") + &get("/long"));
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\nxxx"), "{answer}");
     assert_eq!(answer.matches("HTTP/1.1").count(), 1);
@@ -222,12 +206,12 @@ fn a_handler_cannot_split_a_response() {
         header("", "a"),
     ] {
         let (_server, address) = serve(move |_| Response::from_data("ok").with_header(bad.clone()).boxed());
-        let answer = talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n");
+        let answer = talk(address, get("/"));
         assert!(answer.starts_with("HTTP/1.1 500 Internal Server Error\r\n"), "{answer}");
         assert!(!answer.contains("Set-Cookie"), "{answer}");
     }
     let (_server, address) = serve(|_| Response::empty(101).boxed());
-    let answer = talk(address, "GET / HTTP/1.1\r\nHost: t\r\n\r\n");
+    let answer = talk(address, get("/"));
     assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
 }
 

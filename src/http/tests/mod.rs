@@ -16,6 +16,14 @@ use crate::server::Server;
 use crate::server::address::Address;
 use crate::server::listener::Listener;
 
+/// The beginning of a request with a body, and that of a chunked body.
+const POST: &str = "POST / HTTP/1.1\r\nHost: t\r\n";
+const CHUNKED: &str = "Transfer-Encoding: chunked\r\n\r\n";
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n")
+}
+
 /// Serves a handler on a free port for as long as the result lives.
 fn serve(handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static) -> (Server, SocketAddr) {
     serve_within(Limits::default(), handler)
@@ -54,12 +62,10 @@ fn rest(stream: &mut TcpStream) -> String {
 /// Answers with what it has understood of the request.
 fn describe(request: &mut Request) -> ResponseBox {
     let mut body = String::new();
-    let read = request.as_reader().read_to_string(&mut body);
-    let text = match read {
-        Ok(_) => format!("{} {} [{body}]", request.method(), request.url()),
-        Err(error) => format!("failed: {}", error.kind()),
-    };
-    plain(text)
+    match request.as_reader().read_to_string(&mut body) {
+        Ok(_) => plain(format!("{} {} [{body}]", request.method(), request.url())),
+        Err(error) => plain(format!("failed: {}", error.kind())),
+    }
 }
 
 fn plain(text: impl Into<String>) -> ResponseBox {
