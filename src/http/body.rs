@@ -173,7 +173,7 @@ impl Body {
         after(self.input.limits().body_timeout)
     }
 
-    /// Remembers the first failure, which is the one that the client is told.
+    /// Remembers the first failure, which is the one that is reported to the client.
     fn note<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &result
             && !matches!(self.progress, Progress::Broken(_))

@@ -90,6 +90,9 @@ impl Head {
             if bytes.len() >= LARGEST_PIECE {
                 return Ok(Err(too_large(bytes)));
             }
+            if let Err(refusal) = check_beginning(bytes, searched) {
+                return Ok(Err(refusal));
+            }
             searched = bytes.len();
             match input.fill(deadline) {
                 Ok(()) => {}
@@ -148,6 +151,21 @@ fn end_of_head(bytes: &[u8], searched: usize) -> Option<usize> {
         [b'\r', b'\n', ..] => Some(start + index + 3),
         _ => None,
     })
+}
+
+/// Refuses what cannot become a request whatever follows, such as the beginning of another protocol.
+/// Nothing is checked again that was complete at `searched`.
+fn check_beginning(bytes: &[u8], searched: usize) -> Result<(), Refusal> {
+    if bytes[..searched].contains(&b'\n') {
+        return Ok(());
+    }
+    let line = bytes.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default();
+    match httparse::Request::new(&mut []).parse(line) {
+        // Which version it is can be seen at the end of the line.
+        Err(httparse::Error::Version) if !line.ends_with(b"\n") => Ok(()),
+        Err(error) => Err(malformed(error, line)),
+        Ok(_) => Ok(()),
+    }
 }
 
 fn too_large(bytes: &[u8]) -> Refusal {

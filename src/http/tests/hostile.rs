@@ -117,6 +117,22 @@ fn what_could_be_understood_in_two_ways_is_refused() {
 }
 
 #[test]
+fn what_cannot_become_a_request_is_refused_at_once() {
+    let (_server, address) = serve(describe);
+    for input in
+        ["\x16\x03\x01\x02\0\x01", "SSH-2.0-OpenSSH_9.2\r\n", "EHLO mail\r\n", "GET /\r\nHost: t\r\n"]
+    {
+        // It does not end, and the time for a head is not over.
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(input.as_bytes()).unwrap();
+        assert_eq!(only_status(&rest(&mut stream)), 400, "{input:?}");
+    }
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET / HTTP/3.0\r\n").unwrap();
+    assert_eq!(only_status(&rest(&mut stream)), 505);
+}
+
+#[test]
 fn what_is_too_large_is_refused() {
     let (_server, address) = serve(describe);
     let long = "x".repeat(20_000);
