@@ -210,15 +210,19 @@ impl Read for Body {
 /// What has been parsed, and its length; `None` if it is not complete.
 type Parsed<T> = io::Result<Option<(usize, T)>>;
 
-/// `chunk-size [ chunk-ext ] CRLF`.
+/// `chunk-size [ chunk-ext ] CRLF`. httparse takes no digits for 0, and any byte for one of an extension,
+/// where another implementation could see the end of the line.
 fn chunk_line(bytes: &[u8]) -> Parsed<u64> {
-    match httparse::parse_chunk_size(bytes) {
-        // httparse takes no digits for 0.
-        _ if bytes.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) => Err(malformed()),
-        Ok(Status::Complete(line)) => Ok(Some(line)),
-        Ok(Status::Partial) => Ok(None),
-        Err(_) => Err(malformed()),
+    let parsed = httparse::parse_chunk_size(bytes).map_err(|_| malformed())?;
+    let line = match parsed {
+        Status::Complete((length, _)) => &bytes[..length - 2],
+        Status::Partial => bytes.strip_suffix(b"\r").unwrap_or(bytes),
+    };
+    let is_text = line.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
+    if !is_text || line.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) {
+        return Err(malformed());
     }
+    Ok(if let Status::Complete(line) = parsed { Some(line) } else { None })
 }
 
 /// The CRLF behind the data of a chunk.
@@ -230,12 +234,16 @@ fn line_end(bytes: &[u8]) -> Parsed<()> {
     }
 }
 
-/// The trailer section and the empty line behind it.
+/// The trailer section and the empty line behind it. As for chunks, each line ends in CRLF.
 fn trailers(bytes: &[u8]) -> Parsed<()> {
+    let has_line_ends = |bytes: &[u8]| {
+        let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
+        lines.all(|line| line.ends_with(b"\r\n"))
+    };
     match httparse::parse_headers(bytes, &mut [httparse::EMPTY_HEADER; 16]) {
-        Ok(Status::Complete((length, _))) => Ok(Some((length, ()))),
+        Ok(Status::Complete((length, _))) if has_line_ends(&bytes[..length]) => Ok(Some((length, ()))),
         Ok(Status::Partial) => Ok(None),
-        Err(_) => Err(malformed()),
+        _ => Err(malformed()),
     }
 }
 

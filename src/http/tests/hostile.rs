@@ -80,6 +80,13 @@ const CHUNKS: &[(&str, u16, &str)] = &[
     ("a size that overflows", 400, "10000000000000003\r\nabc\r\n0\r\n\r\n"),
     ("a size with LF alone", 400, "3\nabc\r\n0\r\n\r\n"),
     ("a size with CR alone", 400, "3;\rx\r\nabc\r\n0\r\n\r\n"),
+    ("LF in an extension", 400, "3;a\nb\r\nabc\r\n0\r\n\r\n"),
+    ("NUL in an extension", 400, "3;\0\r\nabc\r\n0\r\n\r\n"),
+    ("ESC in an extension", 400, "3;x=\x1b[\r\nabc\r\n0\r\n\r\n"),
+    ("DEL in an extension", 400, "3;\x7f\r\nabc\r\n0\r\n\r\n"),
+    ("0x80 and above in an extension", 400, "3;\u{ff}\r\nabc\r\n0\r\n\r\n"),
+    ("an empty line with LF alone", 400, "0\r\n\n"),
+    ("a trailer with LF alone", 400, "0\r\nX: y\n\r\n"),
     ("a malformed trailer", 400, "0\r\nX : y\r\n\r\n"),
     ("more than its size", 400, "3\r\nabcd\r\n0\r\n\r\n"),
 ];
