@@ -11,6 +11,7 @@ use std::time::Instant;
 use tiny_http::{HTTPVersion, Header, Method, Response, ResponseBox, StatusCode};
 
 use super::input::{Input, LARGEST_PIECE};
+use super::target::is_host;
 
 /// The most header fields of a request.
 const MOST_HEADERS: usize = 100;
@@ -77,14 +78,17 @@ impl Head {
     ///
     /// # Errors
     ///
-    /// The inner error: how to refuse the request. The outer error: the connection has failed or ended.
+    /// The inner error: how to refuse the request, which is still in the input. The outer error: the connection
+    /// has failed or ended.
     pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Result<Head, Refusal>> {
         let mut searched = 0;
         loop {
             let bytes = input.unused();
             if let Some(end) = end_of_head(bytes, searched) {
                 let head = Head::parse(&bytes[..end]);
-                input.advance(end);
+                if head.is_ok() {
+                    input.advance(end);
+                }
                 return Ok(head);
             }
             if bytes.len() >= LARGEST_PIECE {
@@ -217,10 +221,12 @@ impl<'a> Fields<'a> {
 
     /// RFC 9112 section 3.2.
     fn check_host(&self, minor: u8) -> Result<(), Refusal> {
-        match self.values("Host").count() {
-            1 => Ok(()),
-            0 if minor == 0 => Ok(()),
-            0 => Err(Refusal::new(400, "no Host header field")),
+        let mut hosts = self.values("Host");
+        match (hosts.next(), hosts.next()) {
+            (Some(host), None) if is_host(host) => Ok(()),
+            (Some(_), None) => Err(Refusal::new(400, "malformed Host header field")),
+            (None, _) if minor == 0 => Ok(()),
+            (None, _) => Err(Refusal::new(400, "no Host header field")),
             _ => Err(Refusal::new(400, "more than one Host header field")),
         }
     }
@@ -246,7 +252,8 @@ impl<'a> Fields<'a> {
         if minor == 0 {
             return Err(Refusal::new(400, "Transfer-Encoding in HTTP/1.0"));
         }
-        let mut codings = self.elements("Transfer-Encoding");
+        // Not as a list, in which other implementations may see other elements.
+        let mut codings = self.values("Transfer-Encoding");
         match (codings.next(), codings.next()) {
             (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
             _ => Err(Refusal::new(501, "a Transfer-Encoding other than chunked")),

@@ -11,6 +11,7 @@ mod head;
 mod input;
 mod request;
 mod response;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -85,10 +86,13 @@ fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
     let Limits { head_timeout, write_timeout, .. } = *input.limits();
     let head = match Head::read(&mut input, later(responder.begin, head_timeout))? {
         Ok(head) => head,
-        Err(refusal) => return responder.refuse("- -", Reply::to(None, write_timeout), refusal),
+        Err(refusal) => {
+            let reply = Reply::to_malformed(input.unused(), write_timeout);
+            return responder.refuse("- -", reply, refusal);
+        }
     };
     log::debug!("{}: {head}", connection.peer());
-    let reply = Reply::to(Some(&head), write_timeout);
+    let reply = Reply::to(&head, write_timeout);
     let mut request = Request::new(head, input);
     let response = handle(&mut request, handler);
     let Request { head, mut body, .. } = request;

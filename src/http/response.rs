@@ -58,11 +58,14 @@ enum Failure {
 }
 
 impl Reply {
-    /// The reply to a request with this head, or to something that was not understood as a request.
-    pub(crate) fn to(head: Option<&Head>, patience: Duration) -> Reply {
-        let without_body = head.is_some_and(|head| head.method == Method::Head);
-        let http_1_0 = head.is_some_and(|head| head.version.1 == 0);
-        Reply { without_body, http_1_0, last: false, patience }
+    pub(crate) fn to(head: &Head, patience: Duration) -> Reply {
+        let without_body = head.method == Method::Head;
+        Reply { without_body, http_1_0: head.version.1 == 0, last: false, patience }
+    }
+
+    /// The reply to input that was not understood as a request.
+    pub(crate) fn to_malformed(input: &[u8], patience: Duration) -> Reply {
+        Reply { without_body: input.starts_with(b"HEAD "), http_1_0: false, last: true, patience }
     }
 
     /// The same, as the last one on its connection.

@@ -74,6 +74,20 @@ fn head_is_answered_without_a_body() {
 }
 
 #[test]
+fn a_refusal_of_head_has_no_body() {
+    let (_server, address) = serve(describe);
+    for (input, status) in [
+        ("HEAD / HTTP/1.1\r\n\r\n", "400 Bad Request"),
+        ("HEAD / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "400 Bad Request"),
+        ("HEAD / HTTP/2.0\r\n", "505 HTTP Version Not Supported"),
+    ] {
+        let output = talk(address, input);
+        assert!(output.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{output}");
+        assert!(output.ends_with("\r\n\r\n"), "{output}");
+    }
+}
+
+#[test]
 fn a_status_without_a_body_has_none() {
     let (_server, address) = serve(|_| Response::empty(204).boxed());
     assert_eq!(talk(address, get("/")), "HTTP/1.1 204 No Content\r\n\r\n");
