@@ -66,10 +66,14 @@ impl Handler for Routes {
         let allowed: &[Method] = match path {
             "/" | "/hello" | "/test" | "/sleep" | "/healthz" => &[Method::Get, Method::Head],
             "/echo" => &[Method::Post, Method::Put],
+            "*" => &[Method::Get, Method::Head, Method::Post, Method::Put],
             _ => return text(404, "not found\n"),
         };
+        if *request.method() == Method::Options {
+            return with_allowed(allowed, Response::empty(204).boxed());
+        }
         if !allowed.contains(request.method()) {
-            return not_allowed(allowed);
+            return with_allowed(allowed, text(405, "method not allowed\n"));
         }
         match path {
             "/hello" => text(200, format!("Hello from {}!", process::id())),
@@ -119,9 +123,8 @@ fn echo(request: &mut Request) -> ResponseBox {
     }
 }
 
-fn not_allowed(allowed: &[Method]) -> ResponseBox {
-    let methods: Vec<&str> = allowed.iter().map(Method::as_str).collect();
-    let response = text(405, "method not allowed\n");
+fn with_allowed(allowed: &[Method], response: ResponseBox) -> ResponseBox {
+    let methods: Vec<&str> = allowed.iter().chain([&Method::Options]).map(Method::as_str).collect();
     match Header::from_bytes("Allow", methods.join(", ")) {
         Ok(allow) => response.with_header(allow),
         Err(()) => response,

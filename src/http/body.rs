@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use httparse::Status;
 
-use super::head::{Framing, Refusal};
+use super::head::Framing;
 use super::input::{Input, LARGEST_PIECE};
+use super::refusal::Refusal;
 use crate::deadline::after;
 
 /// The longest line with the size of a chunk, in bytes. The rest of it can only be extensions, which are

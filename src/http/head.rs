@@ -8,10 +8,11 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::time::Instant;
 
-use tiny_http::{HTTPVersion, Header, Method, Response, ResponseBox, StatusCode};
+use tiny_http::{HTTPVersion, Header, Method};
 
 use super::input::{Input, LARGEST_PIECE};
-use super::target::is_host;
+use super::refusal::Refusal;
+use super::target::{Target, is_host};
 
 /// The most header fields of a request.
 const MOST_HEADERS: usize = 100;
@@ -37,34 +38,6 @@ pub(crate) enum Framing {
     Length(u64),
     /// By the last of its chunks, which is empty.
     Chunked,
-}
-
-/// A response to a request that no handler sees, with the reason in its body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    status: u16,
-    reason: &'static str,
-}
-
-impl Refusal {
-    pub(crate) const fn new(status: u16, reason: &'static str) -> Refusal {
-        Refusal { status, reason }
-    }
-
-    pub(crate) const fn internal_error() -> Refusal {
-        Refusal::new(500, "the server failed to handle the request")
-    }
-
-    pub(crate) fn response(&self) -> ResponseBox {
-        Response::from_string(format!("{self}\n")).with_status_code(self.status).boxed()
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let status = StatusCode(self.status);
-        write!(f, "{} {}: {}", self.status, status.default_reason_phrase(), self.reason)
-    }
 }
 
 impl fmt::Display for Head {
@@ -120,22 +93,14 @@ impl Head {
             Ok(_) => return Err(Refusal::new(400, "malformed request head")),
             Err(error) => return Err(malformed(error, bytes)),
         }
-        let (Some(method), Some(url), Some(minor)) = (request.method, request.path, request.version) else {
-            return Err(Refusal::new(400, "malformed request line"));
-        };
-
-        let mut headers = Vec::with_capacity(request.headers.len());
-        for field in request.headers.iter() {
-            let header = Header::from_bytes(field.name, field.value)
-                .map_err(|()| Refusal::new(400, "a header field is not ASCII"))?;
-            headers.push(header);
-        }
+        let (method, Target { url, authority }, minor) = request_line(&request)?;
         let version = HTTPVersion(1, minor);
         let fields = Fields(request.headers);
         fields.check_host(minor)?;
+        let headers = fields.headers(authority)?;
         Ok(Head {
-            method: method.parse().map_err(|()| Refusal::new(400, "malformed method"))?,
-            url: url.to_owned(),
+            method,
+            url,
             framing: fields.framing(minor)?,
             expects_continue: fields.expects_continue(minor)?,
             keep_alive: fields.keep_alive(minor),
@@ -164,12 +129,24 @@ fn check_beginning(bytes: &[u8], searched: usize) -> Result<(), Refusal> {
         return Ok(());
     }
     let line = bytes.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default();
-    match httparse::Request::new(&mut []).parse(line) {
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse(line) {
         // Which version it is can be seen at the end of the line.
         Err(httparse::Error::Version) if !line.ends_with(b"\n") => Ok(()),
         Err(error) => Err(malformed(error, line)),
+        Ok(_) if line.ends_with(b"\n") => request_line(&request).map(drop),
         Ok(_) => Ok(()),
     }
+}
+
+/// What a request line means that httparse has taken apart.
+fn request_line<'a>(request: &httparse::Request<'_, 'a>) -> Result<(Method, Target<'a>, u8), Refusal> {
+    let malformed = Refusal::new(400, "malformed request line");
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
+        return Err(malformed);
+    };
+    let target = Target::parse(method, target).ok_or(Refusal::new(400, "malformed request target"))?;
+    Ok((method.parse().map_err(|()| malformed)?, target, minor))
 }
 
 fn too_large(bytes: &[u8]) -> Refusal {
@@ -217,6 +194,20 @@ impl<'a> Fields<'a> {
 
     fn has_element(&self, name: &'static str, element: &str) -> bool {
         self.elements(name).any(|found| found.eq_ignore_ascii_case(element.as_bytes()))
+    }
+
+    /// The fields in their order; but with the authority of an absolute target, if there is one, Host comes
+    /// first and is that (RFC 9112 section 3.2.2).
+    fn headers(&self, authority: Option<&str>) -> Result<Vec<Header>, Refusal> {
+        let host = authority.map(|authority| ("Host", authority.as_bytes()));
+        let fields = self.0.iter().map(|field| (field.name, field.value));
+        let fields = fields.filter(|(name, _)| host.is_none() || !name.eq_ignore_ascii_case("Host"));
+        let mut headers = Vec::with_capacity(self.0.len() + 1);
+        for (name, value) in host.into_iter().chain(fields) {
+            let header = Header::from_bytes(name, value);
+            headers.push(header.map_err(|()| Refusal::new(400, "a header field is not ASCII"))?);
+        }
+        Ok(headers)
     }
 
     /// RFC 9112 section 3.2.

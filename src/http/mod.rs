@@ -1,14 +1,15 @@
 //! HTTP/1.1 and 1.0 on one connection: read a request, run the handler, write the response, and again.
 //!
-//! [`input`] buffers what has been read, [`head`] parses the head of a request, [`body`] decodes its body,
-//! [`request`] is what a [`handler`] sees of both, and [`response`] writes what the handler returns. All that
-//! is known here about the process is whether a connection is to end: then its next response says
+//! [`input`] buffers what has been read, [`head`] parses the head of a request and [`target`] what it is for,
+//! [`body`] decodes its body, [`request`] is what a [`handler`] sees of these, [`response`] writes what the
+//! handler returns, and [`refusal`] what the server itself answers. All that is known here about the process is whether a connection is to end: then its next response says
 //! `Connection: close`, and it is closed after that.
 
 mod body;
 mod handler;
 mod head;
 mod input;
+mod refusal;
 mod request;
 mod response;
 mod target;
@@ -27,8 +28,9 @@ use tiny_http::ResponseBox;
 pub use self::handler::Handler;
 pub use self::request::Request;
 
-use self::head::{Framing, Head, Refusal};
+use self::head::{Framing, Head};
 use self::input::Input;
+use self::refusal::Refusal;
 use self::response::{Reply, Written};
 use crate::deadline::{after, later};
 use crate::options::Limits;

@@ -41,7 +41,11 @@ impl Request {
         &self.head.method
     }
 
-    /// The request target as the client sent it, usually a path and a query (RFC 9112 section 3.2).
+    /// The path and the query, as the client sent them.
+    ///
+    /// Of an absolute target, `http://host/path`, this is the part from the path on, and the Host header field has
+    /// the host and the port (RFC 9112 section 3.2.2). It is `*` for OPTIONS on the server as a whole, and the
+    /// host and the port for CONNECT.
     pub fn url(&self) -> &str {
         &self.head.url
     }

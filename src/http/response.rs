@@ -12,7 +12,8 @@ use std::time::{Duration, SystemTime};
 use httpdate::HttpDate;
 use tiny_http::{Header, Method, ResponseBox, StatusCode};
 
-use super::head::{Head, Refusal};
+use super::head::Head;
+use super::refusal::Refusal;
 use crate::server::connection::Connection;
 
 /// How many bytes of a response are collected before they are written: a small one is sent in one piece.

@@ -515,6 +515,18 @@ fn what_is_serving_is_told() {
 }
 
 #[test]
+fn options_and_absolute_targets_are_answered() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(server.address).unwrap();
+    for (target, allowed) in [("*", "GET, HEAD, POST, PUT, OPTIONS"), ("/hello", "GET, HEAD, OPTIONS")] {
+        client.send(format!("OPTIONS {target} HTTP/1.1\r\nHost: test\r\n\r\n")).unwrap();
+        let reply = client.receive().unwrap();
+        assert_eq!((reply.status, reply.header("allow")), (204, Some(allowed)));
+    }
+    assert_eq!(client.get(&format!("http://{}/", server.address)).unwrap().text(), "Hello World");
+}
+
+#[test]
 fn the_access_log_has_a_line_for_each_response() {
     let mut command = Command::new(BINARY);
     command.args(["--listen", "127.0.0.1:0", "--access-log"]);

@@ -230,6 +230,28 @@ fn a_handler_cannot_split_a_response() {
 }
 
 #[test]
+fn an_absolute_target_is_split_into_host_and_path() {
+    let (_server, address) = serve(|request| {
+        let hosts = request.headers().iter().filter(|header| header.field.equiv("Host"));
+        let hosts: Vec<&str> = hosts.map(|host| host.value.as_str()).collect();
+        plain(format!("{} {hosts:?}", request.url()))
+    });
+    for (target, expected) in [
+        ("/a?b=http://c", "/a?b=http://c [\"t\"]"),
+        ("http://other:80/a?b", "/a?b [\"other:80\"]"),
+        ("HTTPS://[::1]", "/ [\"[::1]\"]"),
+        ("http://other?b", "/?b [\"other\"]"),
+    ] {
+        assert_eq!(talk(address, get(target)), ok(expected));
+    }
+    assert_eq!(talk(address, get("http://o/").replace("GET", "OPTIONS")), ok("/ [\"o\"]"));
+    assert_eq!(talk(address, get("http://o").replace("GET", "OPTIONS")), ok("* [\"o\"]"));
+    assert_eq!(talk(address, get("o:443").replace("GET", "CONNECT")), ok("o:443 [\"t\"]"));
+    let input = "GET http://o/a HTTP/1.0\r\n\r\n";
+    assert_eq!(talk(address, input), ok_last("/a [\"o\"]"));
+}
+
+#[test]
 fn the_accessors_are_those_of_tiny_http() {
     let (_server, address) = serve(|request| {
         let accept = request.headers().iter().find(|header| header.field.equiv("accept")).unwrap();
