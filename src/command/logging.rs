@@ -5,6 +5,7 @@
 //! no other thread ever waits for that; lines that it cannot keep up with are lost, and counted.
 
 use std::env;
+use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write};
 use std::panic;
 use std::process;
@@ -46,7 +47,7 @@ pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
     builder
         .format(move |line, record| {
             let time = humantime::format_rfc3339_millis(SystemTime::now());
-            writeln!(line, "{time} {pid} {:<5} {}", record.level(), record.args())
+            writeln!(line, "{time} {pid} {:<5} {}", record.level(), Escaped(record.args()))
         })
         .target(Target::Pipe(Box::new(lines)))
         .init();
@@ -59,6 +60,23 @@ pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
 pub(crate) fn set_level(settings: &Settings) {
     if env::var_os(VARIABLE).is_none() {
         log::set_max_level(settings.log_level);
+    }
+}
+
+/// A text, parts of which may be a client's, without the characters that end a line, change its direction or
+/// drive a terminal.
+struct Escaped<T>(T);
+
+impl<T: Display> Display for Escaped<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.to_string().chars().try_for_each(|character| match character {
+            '\t' => f.write_char('\t'),
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                write!(f, "{}", character.escape_unicode())
+            }
+            _ if character.is_control() => write!(f, "{}", character.escape_default()),
+            _ => f.write_char(character),
+        })
     }
 }
 
@@ -117,5 +135,17 @@ fn write(queued: &Receiver<Order>, lost: &AtomicUsize) {
             }
             Order::Confirm(confirm) => drop(confirm.send(())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Escaped;
+
+    #[test]
+    fn a_line_has_no_characters_that_end_it_or_drive_a_terminal() {
+        let text = "a\t\u{e9}\"\n\r\x1b[2J\x7f\u{9b}\u{85}\u{2028}\u{202e}\u{2066}";
+        let expected = r"\n\r\u{1b}[2J\u{7f}\u{9b}\u{85}\u{2028}\u{202e}\u{2066}";
+        assert_eq!(Escaped(text).to_string(), format!("a\t\u{e9}\"{expected}"));
     }
 }

@@ -13,6 +13,9 @@ pub(crate) struct Target<'a> {
 impl<'a> Target<'a> {
     /// Parses the target of a request with this method; `None` if it is malformed.
     pub(crate) fn parse(method: &str, text: &'a str) -> Option<Target<'a>> {
+        if !text.is_ascii() {
+            return None;
+        }
         let is_relative = match method {
             "CONNECT" => is_host(text.as_bytes()),
             "OPTIONS" if text == "*" => true,

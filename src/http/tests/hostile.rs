@@ -19,6 +19,7 @@ const HEADS: &[(&str, u16, &str)] = &[
     ("CR alone at the end of a line", 400, "GET / HTTP/1.1\rHost: t\r\n\r\n"),
     ("CR alone before the request", 400, "\rGET / HTTP/1.1\r\nHost: t\r\n\r\n"),
     ("NUL in the target", 400, "GET /\0 HTTP/1.1\r\nHost: t\r\n\r\n"),
+    ("a target that is not ASCII", 400, "GET /\u{85}\u{2028}\u{202e} HTTP/1.1\r\nHost: t\r\n\r\n"),
     ("a tab in the request line", 400, "GET\t/\tHTTP/1.1\r\nHost: t\r\n\r\n"),
     ("two spaces in the request line", 400, "GET  / HTTP/1.1\r\nHost: t\r\n\r\n"),
     ("a space in the target", 400, "GET /a b HTTP/1.1\r\nHost: t\r\n\r\n"),
