@@ -3,6 +3,7 @@
 //! What two implementations could understand in two ways is refused, because the other one may be a proxy
 //! in front of this server that enforces a policy.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -24,12 +25,16 @@ pub(crate) struct Head {
     pub(crate) url: String,
     pub(crate) version: HTTPVersion,
     pub(crate) headers: Vec<Header>,
+    pub(crate) obs_text: ObsText,
     pub(crate) framing: Framing,
     /// Whether the client waits for `100 Continue` before it sends the body.
     pub(crate) expects_continue: bool,
     /// Whether the client lets the connection persist after the response.
     pub(crate) keep_alive: bool,
 }
+
+/// The values that are not ASCII, as they were sent, and the indices of their fields.
+pub(crate) type ObsText = Vec<(usize, Vec<u8>)>;
 
 /// How the end of a request's body is found (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +102,7 @@ impl Head {
         let version = HTTPVersion(1, minor);
         let fields = Fields(request.headers);
         fields.check_host(minor)?;
-        let headers = fields.headers(authority)?;
+        let (headers, obs_text) = fields.headers(authority)?;
         Ok(Head {
             method,
             url,
@@ -106,6 +111,7 @@ impl Head {
             keep_alive: fields.keep_alive(minor),
             version,
             headers,
+            obs_text,
         })
     }
 }
@@ -198,16 +204,20 @@ impl<'a> Fields<'a> {
 
     /// The fields in their order; but with the authority of an absolute target, if there is one, Host comes
     /// first and is that (RFC 9112 section 3.2.2).
-    fn headers(&self, authority: Option<&str>) -> Result<Vec<Header>, Refusal> {
+    fn headers(&self, authority: Option<&str>) -> Result<(Vec<Header>, ObsText), Refusal> {
         let host = authority.map(|authority| ("Host", authority.as_bytes()));
         let fields = self.0.iter().map(|field| (field.name, field.value));
         let fields = fields.filter(|(name, _)| host.is_none() || !name.eq_ignore_ascii_case("Host"));
         let mut headers = Vec::with_capacity(self.0.len() + 1);
+        let mut obs_text = ObsText::new();
         for (name, value) in host.into_iter().chain(fields) {
-            let header = Header::from_bytes(name, value);
-            headers.push(header.map_err(|()| Refusal::new(400, "a header field is not ASCII"))?);
+            if !value.is_ascii() {
+                obs_text.push((headers.len(), value.to_owned()));
+            }
+            let header = Header::from_bytes(name, percent_encoded(value));
+            headers.push(header.map_err(|()| Refusal::new(400, "malformed header field"))?);
         }
-        Ok(headers)
+        Ok((headers, obs_text))
     }
 
     /// RFC 9112 section 3.2.
@@ -225,28 +235,20 @@ impl<'a> Fields<'a> {
     /// RFC 9112 section 6.3, but without the repairs that it permits.
     fn framing(&self, minor: u8) -> Result<Framing, Refusal> {
         let mut lengths = self.values("Content-Length");
-        let length = lengths.next();
-        if self.values("Transfer-Encoding").next().is_none() {
-            let Some(length) = length else {
-                return Ok(Framing::Length(0));
-            };
-            if lengths.any(|other| other != length) {
-                return Err(Refusal::new(400, "differing Content-Length header fields"));
-            }
-            return Ok(Framing::Length(
-                decimal(length).ok_or(Refusal::new(400, "malformed Content-Length"))?,
-            ));
-        }
-        if length.is_some() {
-            return Err(Refusal::new(400, "Content-Length together with Transfer-Encoding"));
-        }
-        if minor == 0 {
-            return Err(Refusal::new(400, "Transfer-Encoding in HTTP/1.0"));
-        }
         // Not as a list, in which other implementations may see other elements.
         let mut codings = self.values("Transfer-Encoding");
-        match (codings.next(), codings.next()) {
-            (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+        match (lengths.next(), codings.next()) {
+            (None, None) => Ok(Framing::Length(0)),
+            (Some(length), None) if lengths.all(|other| other == length) => {
+                let length = decimal(length).ok_or(Refusal::new(400, "malformed Content-Length"))?;
+                Ok(Framing::Length(length))
+            }
+            (Some(_), None) => Err(Refusal::new(400, "differing Content-Length header fields")),
+            (Some(_), Some(_)) => Err(Refusal::new(400, "Content-Length together with Transfer-Encoding")),
+            (None, Some(_)) if minor == 0 => Err(Refusal::new(400, "Transfer-Encoding in HTTP/1.0")),
+            (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none() => {
+                Ok(Framing::Chunked)
+            }
             _ => Err(Refusal::new(501, "a Transfer-Encoding other than chunked")),
         }
     }
@@ -267,6 +269,18 @@ impl<'a> Fields<'a> {
         !self.has_element("Connection", "close")
             && (minor > 0 || self.has_element("Connection", "keep-alive"))
     }
+}
+
+/// A value as tiny_http's `Header` can hold it, which is ASCII only.
+fn percent_encoded(value: &[u8]) -> Cow<'_, [u8]> {
+    if value.is_ascii() {
+        return value.into();
+    }
+    let encode = |byte: &u8| match byte {
+        0..0x80 => char::from(*byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    value.iter().map(encode).collect::<String>().into_bytes().into()
 }
 
 /// Digits only: no sign, no list, no white space, and no more than fits.

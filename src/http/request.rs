@@ -51,8 +51,19 @@ impl Request {
     }
 
     /// The header fields in the order in which they were sent, names as the client spelled them.
+    ///
+    /// A [`Header`] holds ASCII only, but clients do send other bytes in values: here these are
+    /// percent-encoded, `%C3%A4` for an ä in UTF-8. [`header_bytes`](Self::header_bytes) has them as they are.
     pub fn headers(&self) -> &[Header] {
         &self.head.headers
+    }
+
+    /// The value of the first header field of that name, in bytes as the client sent them.
+    pub fn header_bytes(&self, name: &str) -> Option<&[u8]> {
+        let has_name = |header: &Header| header.field.as_str().as_str().eq_ignore_ascii_case(name);
+        let index = self.head.headers.iter().position(has_name)?;
+        let obs_text = self.head.obs_text.iter().find(|(place, _)| *place == index);
+        Some(obs_text.map_or(self.head.headers[index].value.as_bytes(), |(_, value)| value))
     }
 
     /// The version of HTTP of the request: 1.0 or 1.1.

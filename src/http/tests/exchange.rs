@@ -252,6 +252,20 @@ fn an_absolute_target_is_split_into_host_and_path() {
 }
 
 #[test]
+fn a_value_may_have_bytes_above_ascii() {
+    let (_server, address) = serve(|request| {
+        let agent = request.headers().iter().find(|header| header.field.equiv("User-Agent")).unwrap();
+        assert_eq!(agent.value.as_str(), "a%C3%A4%FF%");
+        assert_eq!(request.header_bytes("user-agent"), Some(&b"a\xc3\xa4\xff%"[..]));
+        assert_eq!(request.header_bytes("Host"), Some(&b"t"[..]));
+        assert_eq!(request.header_bytes("X"), None);
+        plain("ok")
+    });
+    let input = b"GET / HTTP/1.1\r\nHost: t\r\nUser-Agent: a\xc3\xa4\xff%\r\n\r\n";
+    assert_eq!(talk(address, input), ok("ok"));
+}
+
+#[test]
 fn the_accessors_are_those_of_tiny_http() {
     let (_server, address) = serve(|request| {
         let accept = request.headers().iter().find(|header| header.field.equiv("accept")).unwrap();

@@ -85,7 +85,8 @@ const FIELDS: &[(&str, u16, &str)] = &[
     ("NUL in a name", 400, "X\0: a\r\n\r\n"),
     ("a control in a value", 400, "X: a\x01b\r\n\r\n"),
     ("DEL in a value", 400, "X: a\x7fb\r\n\r\n"),
-    ("a value that is not ASCII", 400, "X: \u{e4}\r\n\r\n"),
+    ("a name that is not ASCII", 400, "\u{e4}: x\r\n\r\n"),
+    ("a coding that is not ASCII", 501, "Transfer-Encoding: chunked\u{e4}\r\n\r\n0\r\n\r\n"),
 ];
 
 /// Chunked bodies.
