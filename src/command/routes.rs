@@ -1,17 +1,18 @@
 //! The routes of the command: a reference to try the mechanism with.
 
-use std::env;
 use std::io::{Cursor, ErrorKind};
-use std::path::PathBuf;
 use std::process;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use handover::{Handler, Header, Method, Options, Request, Response, ResponseBox};
 
 use super::logging;
 use super::settings::{CommandLine, Settings};
+
+/// What any client may know of what is serving.
+const VERSION: &str = concat!("handover ", env!("CARGO_PKG_VERSION"));
 
 /// The largest body that `/echo` returns, in bytes: it is held in memory.
 const LARGEST_ECHO: u64 = 8 << 20;
@@ -25,8 +26,6 @@ pub(crate) struct Routes {
     access_log: bool,
     /// Shared with the responses that are being written.
     message: RwLock<Arc<[u8]>>,
-    executable: PathBuf,
-    since: SystemTime,
 }
 
 impl Routes {
@@ -35,21 +34,7 @@ impl Routes {
             command_line,
             access_log: settings.access_log,
             message: RwLock::new(settings.message.as_bytes().into()),
-            // Unknown without /proc.
-            executable: env::current_exe().unwrap_or_default(),
-            since: SystemTime::now(),
         }
-    }
-
-    /// Version, process ID, executable and start of this process.
-    fn identity(&self) -> String {
-        format!(
-            "handover {}, process {}, {}, since {}",
-            env!("CARGO_PKG_VERSION"),
-            process::id(),
-            self.executable.display(),
-            humantime::format_rfc3339_seconds(self.since)
-        )
     }
 
     fn message(&self) -> ResponseBox {
@@ -70,10 +55,10 @@ impl Handler for Routes {
             _ => return text(404, "not found\n"),
         };
         if *request.method() == Method::Options {
-            return with_allowed(allowed, Response::empty(204).boxed());
+            return with_allowed(Response::empty(204).boxed(), allowed);
         }
         if !allowed.contains(request.method()) {
-            return with_allowed(allowed, text(405, "method not allowed\n"));
+            return with_allowed(text(405, "method not allowed\n"), allowed);
         }
         match path {
             "/hello" => text(200, format!("Hello from {}!", process::id())),
@@ -89,8 +74,8 @@ impl Handler for Routes {
                 None => text(400, "expected ?duration= with a time such as 1s, 500ms or 1m\n"),
             },
             "/echo" => echo(request),
-            "/healthz" if request.is_draining() => text(503, format!("draining\n{}\n", self.identity())),
-            "/healthz" => text(200, format!("ok\n{}\n", self.identity())),
+            "/healthz" if request.is_draining() => text(503, format!("draining\n{VERSION}\n")),
+            "/healthz" => text(200, format!("ok\n{VERSION}\n")),
             _ => self.message(),
         }
     }
@@ -116,17 +101,26 @@ fn echo(request: &mut Request) -> ResponseBox {
     request.limit_body(LARGEST_ECHO);
     let mut body = Vec::new();
     match request.as_reader().read_to_end(&mut body) {
-        Ok(_) => Response::from_data(body).boxed(),
+        // No browser must take it for a page of this host.
+        Ok(_) => {
+            let response = Response::from_data(body).boxed();
+            let response = with_header(response, "Content-Type", "application/octet-stream");
+            with_header(response, "X-Content-Type-Options", "nosniff")
+        }
         Err(error) if error.kind() == ErrorKind::FileTooLarge => text(413, "the body is larger than 8 MiB\n"),
         // The server itself answers a client that has sent a part of the body.
         Err(error) => text(400, format!("the body cannot be read: {error}\n")),
     }
 }
 
-fn with_allowed(allowed: &[Method], response: ResponseBox) -> ResponseBox {
+fn with_allowed(response: ResponseBox, allowed: &[Method]) -> ResponseBox {
     let methods: Vec<&str> = allowed.iter().chain([&Method::Options]).map(Method::as_str).collect();
-    match Header::from_bytes("Allow", methods.join(", ")) {
-        Ok(allow) => response.with_header(allow),
+    with_header(response, "Allow", &methods.join(", "))
+}
+
+fn with_header(response: ResponseBox, name: &str, value: &str) -> ResponseBox {
+    match Header::from_bytes(name, value) {
+        Ok(header) => response.with_header(header),
         Err(()) => response,
     }
 }
