@@ -18,11 +18,8 @@ const HEADS: &[(&str, u16, &str)] = &[
     ("a line that begins with a space", 400, "GET / HTTP/1.1\r\n Host: t\r\n\r\n"),
     ("CR alone at the end of a line", 400, "GET / HTTP/1.1\rHost: t\r\n\r\n"),
     ("CR alone before the request", 400, "\rGET / HTTP/1.1\r\nHost: t\r\n\r\n"),
-    ("NUL in the target", 400, "GET /\0 HTTP/1.1\r\nHost: t\r\n\r\n"),
-    ("a target that is not ASCII", 400, "GET /\u{85}\u{2028}\u{202e} HTTP/1.1\r\nHost: t\r\n\r\n"),
     ("a tab in the request line", 400, "GET\t/\tHTTP/1.1\r\nHost: t\r\n\r\n"),
     ("two spaces in the request line", 400, "GET  / HTTP/1.1\r\nHost: t\r\n\r\n"),
-    ("a space in the target", 400, "GET /a b HTTP/1.1\r\nHost: t\r\n\r\n"),
     ("a space first", 400, " GET / HTTP/1.1\r\nHost: t\r\n\r\n"),
     ("a target that is no path", 400, "GET a HTTP/1.1\r\nHost: t\r\n\r\n"),
     ("an asterisk for GET", 400, "GET * HTTP/1.1\r\nHost: t\r\n\r\n"),
@@ -36,11 +33,9 @@ const HEADS: &[(&str, u16, &str)] = &[
     ("a malformed version", 400, "GET / HTTP/one\r\nHost: t\r\n\r\n"),
     ("another protocol", 400, "GET / ICY/1.1\r\nHost: t\r\n\r\n"),
     ("an empty method", 400, "/ HTTP/1.1\r\nHost: t\r\n\r\n"),
-    ("a malformed method", 400, "G(T / HTTP/1.1\r\nHost: t\r\n\r\n"),
     ("something else", 400, "\x16\x03\x01\x02\n\n"),
     ("no Host", 400, "GET / HTTP/1.1\r\n\r\n"),
     ("two Hosts in HTTP/1.0", 400, "GET / HTTP/1.0\r\nHost: t\r\nHost: t\r\n\r\n"),
-    ("a space in Host", 400, "GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
     ("a user and a path in Host", 400, "GET / HTTP/1.1\r\nHost: a@b/c?d\r\n\r\n"),
     ("a list in Host", 400, "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n"),
     ("a malformed port", 400, "GET / HTTP/1.1\r\nHost: t:8x\r\n\r\n"),
@@ -48,7 +43,6 @@ const HEADS: &[(&str, u16, &str)] = &[
     ("a malformed address", 400, "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n"),
     ("an address without brackets", 400, "GET / HTTP/1.1\r\nHost: ::1\r\n\r\n"),
     ("a malformed escape in Host", 400, "GET / HTTP/1.0\r\nHost: a%2\r\n\r\n"),
-    ("a Host that is not ASCII", 400, "GET / HTTP/1.1\r\nHost: \u{e4}\r\n\r\n"),
     ("the preface of HTTP/2", 505, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     ("HTTP/2", 505, "GET / HTTP/2.0\r\nHost: t\r\n\r\n"),
     ("HTTP/0.9", 505, "GET / HTTP/0.9\r\nHost: t\r\n\r\n"),
@@ -78,14 +72,6 @@ const FIELDS: &[(&str, u16, &str)] = &[
     // Syntax.
     ("a folded line", 400, "X: a\r\n b\r\n\r\n"),
     ("no colon", 400, "nonsense\r\n\r\n"),
-    ("an empty name", 400, ": x\r\n\r\n"),
-    ("a space in a name", 400, "X Y: x\r\n\r\n"),
-    ("CR alone in a value", 400, "X: a\rb\r\n\r\n"),
-    ("NUL in a value", 400, "X: a\0b\r\n\r\n"),
-    ("NUL in a name", 400, "X\0: a\r\n\r\n"),
-    ("a control in a value", 400, "X: a\x01b\r\n\r\n"),
-    ("DEL in a value", 400, "X: a\x7fb\r\n\r\n"),
-    ("a name that is not ASCII", 400, "\u{e4}: x\r\n\r\n"),
     ("a coding that is not ASCII", 501, "Transfer-Encoding: chunked\u{e4}\r\n\r\n0\r\n\r\n"),
 ];
 
@@ -99,12 +85,6 @@ const CHUNKS: &[(&str, u16, &str)] = &[
     ("a space before the size", 400, " 3\r\nabc\r\n0\r\n\r\n"),
     ("a size that overflows", 400, "10000000000000003\r\nabc\r\n0\r\n\r\n"),
     ("a size with LF alone", 400, "3\nabc\r\n0\r\n\r\n"),
-    ("a size with CR alone", 400, "3;\rx\r\nabc\r\n0\r\n\r\n"),
-    ("LF in an extension", 400, "3;a\nb\r\nabc\r\n0\r\n\r\n"),
-    ("NUL in an extension", 400, "3;\0\r\nabc\r\n0\r\n\r\n"),
-    ("ESC in an extension", 400, "3;x=\x1b[\r\nabc\r\n0\r\n\r\n"),
-    ("DEL in an extension", 400, "3;\x7f\r\nabc\r\n0\r\n\r\n"),
-    ("0x80 and above in an extension", 400, "3;\u{ff}\r\nabc\r\n0\r\n\r\n"),
     ("an empty line with LF alone", 400, "0\r\n\n"),
     ("a trailer with LF alone", 400, "0\r\nX: y\n\r\n"),
     ("a malformed trailer", 400, "0\r\nX : y\r\n\r\n"),
@@ -140,6 +120,36 @@ fn what_could_be_understood_in_two_ways_is_refused() {
         let output = talk(address, input + &get("/smuggled"));
         assert_eq!(only_status(&output), status, "{what}: {output}");
         assert_eq!(talk(address, get("/next")), ok("ok"), "after {what}");
+    }
+}
+
+/// What comes before and behind a byte, and which bytes may be there.
+type Place = (String, &'static str, fn(u8) -> bool);
+
+#[test]
+fn each_byte_is_accepted_where_the_grammar_has_it_and_else_refused() {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte);
+    let places: [Place; 6] = [
+        ("G".to_owned(), "T / HTTP/1.1\r\nHost: t\r\n\r\n", is_name),
+        ("GET /".to_owned(), "z HTTP/1.1\r\nHost: t\r\n\r\n", |byte| byte.is_ascii_graphic()),
+        ("GET / HTTP/1.1\r\nHost: a".to_owned(), "z\r\n\r\n", is_host),
+        (format!("{POST}X"), "Y: z\r\n\r\n", |byte| {
+            b":!#$%&'*+-.^_`|~".contains(&byte) || byte.is_ascii_alphanumeric()
+        }),
+        (format!("{POST}X: a"), "b\r\n\r\n", |byte| matches!(byte, b'\t' | b' '..=b'~' | 0x80..)),
+        (format!("{POST}{CHUNKED}3;"), "\r\nabc\r\n0\r\n\r\n", |byte| matches!(byte, b'\t' | b' '..=b'~')),
+    ];
+    let (_server, address) = serve(|_| plain("ok"));
+    for (before, behind, is_accepted) in places {
+        for byte in 0..=u8::MAX {
+            let output = talk(address, [before.as_bytes(), &[byte], behind.as_bytes()].concat());
+            if is_accepted(byte) {
+                assert_eq!(output, ok("ok"), "{before:?} {byte:#x} {behind:?}");
+            } else {
+                assert_eq!(only_status(&output), 400, "{before:?} {byte:#x} {behind:?}");
+            }
+        }
     }
 }
 
