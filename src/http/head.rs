@@ -9,6 +9,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::time::Instant;
 
+use httparse::{Error, Status};
 use tiny_http::{HTTPVersion, Header, Method};
 
 use super::input::{Input, LARGEST_PIECE};
@@ -59,51 +60,48 @@ impl Head {
     /// The inner error: how to refuse the request, which is still in the input. The outer error: the connection
     /// has failed or ended.
     pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Result<Head, Refusal>> {
-        let mut searched = 0;
         loop {
-            let bytes = input.unused();
-            if let Some(end) = end_of_head(bytes, searched) {
-                let head = Head::parse(&bytes[..end]);
-                if head.is_ok() {
-                    input.advance(end);
+            match Head::parse(input.unused()) {
+                Ok(Some((head, length))) => {
+                    input.advance(length);
+                    return Ok(Ok(head));
                 }
-                return Ok(head);
+                Ok(None) => {}
+                Err(refusal) => return Ok(Err(refusal)),
             }
-            if bytes.len() >= LARGEST_PIECE {
-                return Ok(Err(too_large(bytes)));
-            }
-            if let Err(refusal) = check_beginning(bytes, searched) {
-                return Ok(Err(refusal));
-            }
-            searched = bytes.len();
             match input.fill(deadline) {
-                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     return Ok(Err(Refusal::new(408, "the request head did not come in time")));
                 }
-                Err(error) => return Err(error),
+                filled => filled?,
             }
         }
     }
 
-    /// Parses a complete head.
-    fn parse(bytes: &[u8]) -> Result<Head, Refusal> {
-        if bytes.len() > LARGEST_PIECE {
-            return Err(too_large(bytes));
-        }
+    /// Parses a head, and returns it with its length; `None` if it is not complete. Each time more has come it is
+    /// parsed from its beginning, so that what cannot become a request is refused at once.
+    fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Refusal> {
         let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
         let mut request = httparse::Request::new(&mut []);
-        match request.parse_with_uninit_headers(bytes, &mut fields) {
-            Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
-            Ok(_) => return Err(Refusal::new(400, "malformed request head")),
+        let length = match request.parse_with_uninit_headers(bytes, &mut fields) {
+            Ok(Status::Complete(length)) if length <= LARGEST_PIECE => length,
+            Ok(Status::Partial) if bytes.len() < LARGEST_PIECE => {
+                if request.version.is_some() {
+                    request_line(&request)?;
+                }
+                return Ok(None);
+            }
+            Ok(_) => return Err(too_large(bytes)),
+            // Which version it is can be seen at the end of the line.
+            Err(Error::Version) if !bytes.contains(&b'\n') && bytes.len() < LARGEST_PIECE => return Ok(None),
             Err(error) => return Err(malformed(error, bytes)),
-        }
+        };
         let (method, Target { url, authority }, minor) = request_line(&request)?;
         let version = HTTPVersion(1, minor);
         let fields = Fields(request.headers);
         fields.check_host(minor)?;
         let (headers, obs_text) = fields.headers(authority)?;
-        Ok(Head {
+        let head = Head {
             method,
             url,
             framing: fields.framing(minor)?,
@@ -112,36 +110,8 @@ impl Head {
             version,
             headers,
             obs_text,
-        })
-    }
-}
-
-/// Where the head ends: behind its first empty line. A line may end in LF alone (RFC 9112 section 2.2).
-/// Nothing before `searched` has to be searched again.
-fn end_of_head(bytes: &[u8], searched: usize) -> Option<usize> {
-    let start = searched.saturating_sub(3);
-    let mut lines = bytes[start..].iter().enumerate().filter(|&(_, &byte)| byte == b'\n');
-    lines.find_map(|(index, _)| match &bytes[start + index + 1..] {
-        [b'\n', ..] => Some(start + index + 2),
-        [b'\r', b'\n', ..] => Some(start + index + 3),
-        _ => None,
-    })
-}
-
-/// Refuses what cannot become a request whatever follows, such as the beginning of another protocol.
-/// Nothing is checked again that was complete at `searched`.
-fn check_beginning(bytes: &[u8], searched: usize) -> Result<(), Refusal> {
-    if bytes[..searched].contains(&b'\n') {
-        return Ok(());
-    }
-    let line = bytes.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default();
-    let mut request = httparse::Request::new(&mut []);
-    match request.parse(line) {
-        // Which version it is can be seen at the end of the line.
-        Err(httparse::Error::Version) if !line.ends_with(b"\n") => Ok(()),
-        Err(error) => Err(malformed(error, line)),
-        Ok(_) if line.ends_with(b"\n") => request_line(&request).map(drop),
-        Ok(_) => Ok(()),
+        };
+        Ok(Some((head, length)))
     }
 }
 
@@ -165,12 +135,12 @@ fn too_large(bytes: &[u8]) -> Refusal {
 
 fn malformed(error: httparse::Error, bytes: &[u8]) -> Refusal {
     match error {
-        httparse::Error::TooManyHeaders => Refusal::new(431, "more than 100 header fields"),
-        httparse::Error::Version if names_a_version(bytes) => {
+        Error::TooManyHeaders => Refusal::new(431, "more than 100 header fields"),
+        Error::Version if names_a_version(bytes) => {
             Refusal::new(505, "only versions 1.0 and 1.1 are spoken here")
         }
-        httparse::Error::HeaderName => Refusal::new(400, "malformed header field name"),
-        httparse::Error::HeaderValue => Refusal::new(400, "malformed header field value"),
+        Error::HeaderName => Refusal::new(400, "malformed header field name"),
+        Error::HeaderValue => Refusal::new(400, "malformed header field value"),
         _ => Refusal::new(400, "malformed request line"),
     }
 }
@@ -285,8 +255,7 @@ fn percent_encoded(value: &[u8]) -> Cow<'_, [u8]> {
 
 /// Digits only: no sign, no list, no white space, and no more than fits.
 fn decimal(digits: &[u8]) -> Option<u64> {
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    let digits =
+        str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+    digits?.parse().ok()
 }
