@@ -8,7 +8,6 @@ use httparse::Status;
 use super::head::Framing;
 use super::input::{Input, LARGEST_PIECE};
 use super::refusal::Refusal;
-use crate::deadline::after;
 
 /// The longest line with the size of a chunk, in bytes. The rest of it can only be extensions, which are
 /// ignored.
@@ -20,43 +19,44 @@ pub(crate) struct Body {
     progress: Progress,
     /// The client waits for `100 Continue`, which has not been sent.
     continue_owed: bool,
-    /// How many more bytes the handler accepts: reading fails with `FileTooLarge` as soon as it is known that
-    /// more follow.
+    /// How many more bytes the handler accepts.
     pub(super) limit: u64,
 }
 
 /// What comes next in the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
-    /// The rest of a body of known length, in bytes.
+    /// The rest of the body, in bytes, and then the next request.
     Length(u64),
     /// The rest of a chunk, in bytes, and its end.
     Chunk(u64),
     /// The size of a chunk.
     ChunkSize,
-    /// The next request: the body is complete.
-    Complete,
     /// Nothing that could be used: the body will never be complete.
     Broken(io::ErrorKind),
 }
 
+/// Behind the body.
+const COMPLETE: Progress = Progress::Length(0);
+
 impl Body {
     pub(crate) fn new(input: Input, framing: Framing, expects_continue: bool) -> Body {
         let progress = match framing {
-            Framing::Length(0) => Progress::Complete,
             Framing::Length(length) => Progress::Length(length),
             Framing::Chunked => Progress::ChunkSize,
         };
-        let continue_owed = expects_continue && progress != Progress::Complete && input.unused().is_empty();
+        let continue_owed = expects_continue && progress != COMPLETE && input.unused().is_empty();
         Body { input, progress, continue_owed, limit: u64::MAX }
     }
 
     /// Reads the size of the first chunk, unless the client waits for `100 Continue`, so that a request that is
     /// malformed from the beginning reaches no handler.
     pub(crate) fn begin(&mut self) -> Result<(), Refusal> {
-        if self.progress == Progress::ChunkSize && !self.continue_owed {
-            let begun = self.begin_chunk();
-            let _ = self.note(begun);
+        if self.progress == Progress::ChunkSize
+            && !self.continue_owed
+            && let Err(error) = self.begin_chunk()
+        {
+            self.progress = Progress::Broken(error.kind());
         }
         self.check()
     }
@@ -75,7 +75,6 @@ impl Body {
     /// once it has the response, so where the next request begins cannot be known.
     pub(crate) fn can_be_skipped(&self, limit: u64) -> bool {
         match self.progress {
-            Progress::Complete => true,
             Progress::Length(left) => !self.continue_owed && left <= limit,
             Progress::Chunk(_) | Progress::ChunkSize => !self.continue_owed,
             Progress::Broken(_) => false,
@@ -84,19 +83,14 @@ impl Body {
 
     /// Whether the body is complete, and something behind it has come: the beginning of the next request.
     pub(crate) fn is_followed(&self) -> bool {
-        self.progress == Progress::Complete
-            && (!self.input.unused().is_empty() || self.input.connection().has_unread())
+        self.progress == COMPLETE && (!self.input.unused().is_empty() || self.input.connection.has_unread())
     }
 
     /// Discards the rest, and returns whether its end was reached: within `limit` bytes, and within the time
     /// for which a client may send nothing.
-    ///
-    /// # Errors
-    ///
-    /// Those of reading the body.
     pub(crate) fn skip(&mut self, limit: u64) -> io::Result<bool> {
         self.limit = u64::MAX;
-        let deadline = self.deadline();
+        let deadline = self.input.body_deadline();
         let mut skipped = 0;
         let mut piece = [0; 4096];
         while skipped <= limit && Instant::now() < deadline {
@@ -112,30 +106,25 @@ impl Body {
         if !std::mem::take(&mut self.continue_owed) {
             return Ok(());
         }
-        let patience = self.input.limits().write_timeout;
-        self.input.connection().write_all(b"HTTP/1.1 100 Continue\r\n\r\n", patience)
+        let patience = self.input.limits.write_timeout;
+        self.input.connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n", patience)
     }
 
     /// Reads some of the body; 0 bytes at its end.
     fn decode(&mut self, target: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.progress {
-                Progress::Complete => return Ok(0),
-                Progress::Broken(_) => return Err(io::Error::other("the body has failed before")),
+            match &mut self.progress {
+                Progress::Length(0) => return Ok(0),
+                Progress::Broken(kind) => return Err((*kind).into()),
                 Progress::ChunkSize => self.begin_chunk()?,
                 Progress::Chunk(0) => {
                     self.parse(2, line_end)?;
                     self.progress = Progress::ChunkSize;
                 }
                 Progress::Length(left) | Progress::Chunk(left) => {
-                    let most = target.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                    let read = self.input.read(&mut target[..most], self.deadline())?;
-                    let left = left - read as u64;
-                    self.progress = match self.progress {
-                        Progress::Chunk(_) => Progress::Chunk(left),
-                        _ if left == 0 => Progress::Complete,
-                        _ => Progress::Length(left),
-                    };
+                    let most = target.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                    let read = self.input.read(&mut target[..most], self.input.body_deadline())?;
+                    *left -= read as u64;
                     return Ok(read);
                 }
             }
@@ -149,48 +138,33 @@ impl Body {
         self.progress = Progress::Chunk(size);
         if size == 0 {
             self.parse(LARGEST_PIECE, trailers)?;
-            self.progress = Progress::Complete;
+            self.progress = COMPLETE;
         }
         Ok(())
     }
 
     /// Parses what is at the beginning of the input, waiting for more until it is complete.
-    fn parse<T>(&mut self, longest: usize, parse: fn(&[u8]) -> Parsed<T>) -> io::Result<T> {
+    fn parse<T>(&mut self, longest: usize, parse: fn(&[u8]) -> Option<Parsed<T>>) -> io::Result<T> {
         loop {
             let bytes = self.input.unused();
-            match parse(bytes)? {
-                Some((length, value)) if length <= longest => {
+            match parse(bytes) {
+                Some(Status::Complete((length, value))) if length <= longest => {
                     self.input.advance(length);
                     return Ok(value);
                 }
-                None if bytes.len() <= longest => self.input.fill(self.deadline())?,
-                _ => return Err(malformed()),
-            };
+                Some(Status::Partial) if bytes.len() <= longest => {
+                    self.input.fill(self.input.body_deadline())?;
+                }
+                _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "malformed chunked body")),
+            }
         }
-    }
-
-    /// Until when the client may send nothing.
-    fn deadline(&self) -> Instant {
-        after(self.input.limits().body_timeout)
-    }
-
-    /// Remembers the first failure, which is the one that is reported to the client.
-    fn note<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
-        if let Err(error) = &result
-            && !matches!(self.progress, Progress::Broken(_))
-        {
-            self.progress = Progress::Broken(error.kind());
-        }
-        result
     }
 }
 
 impl Read for Body {
     /// # Errors
     ///
-    /// `UnexpectedEof`: the client has ended the connection before the body. `TimedOut`: nothing came for
-    /// too long. `InvalidData`: the chunks are malformed. These are final. `FileTooLarge`: there is more than
-    /// the limit.
+    /// Those of [`Request::as_reader`](super::Request::as_reader); all but `FileTooLarge` are final.
     fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
         if target.is_empty() {
             return Ok(0);
@@ -202,52 +176,43 @@ impl Read for Body {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         let read = self.send_continue().and_then(|()| self.decode(target));
-        let read = self.note(read)?;
+        let read = read.inspect_err(|error| self.progress = Progress::Broken(error.kind()))?;
         self.limit = self.limit.checked_sub(read as u64).ok_or(io::ErrorKind::FileTooLarge)?;
         Ok(read)
     }
 }
 
-/// What has been parsed, and its length; `None` if it is not complete.
-type Parsed<T> = io::Result<Option<(usize, T)>>;
+/// The length of what has been parsed, and what it says.
+type Parsed<T> = Status<(usize, T)>;
 
 /// `chunk-size [ chunk-ext ] CRLF`. httparse takes no digits for 0, and any byte for one of an extension,
 /// where another implementation could see the end of the line.
-fn chunk_line(bytes: &[u8]) -> Parsed<u64> {
-    let parsed = httparse::parse_chunk_size(bytes).map_err(|_| malformed())?;
+fn chunk_line(bytes: &[u8]) -> Option<Parsed<u64>> {
+    let parsed = httparse::parse_chunk_size(bytes).ok()?;
     let line = match parsed {
         Status::Complete((length, _)) => &bytes[..length - 2],
         Status::Partial => bytes.strip_suffix(b"\r").unwrap_or(bytes),
     };
     let is_text = line.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
-    if !is_text || line.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) {
-        return Err(malformed());
-    }
-    Ok(if let Status::Complete(line) = parsed { Some(line) } else { None })
+    (is_text && line.first().is_none_or(u8::is_ascii_hexdigit)).then_some(parsed)
 }
 
 /// The CRLF behind the data of a chunk.
-fn line_end(bytes: &[u8]) -> Parsed<()> {
+fn line_end(bytes: &[u8]) -> Option<Parsed<()>> {
     match bytes {
-        [b'\r', b'\n', ..] => Ok(Some((2, ()))),
-        [] | [b'\r'] => Ok(None),
-        _ => Err(malformed()),
+        [b'\r', b'\n', ..] => Some(Status::Complete((2, ()))),
+        [] | [b'\r'] => Some(Status::Partial),
+        _ => None,
     }
 }
 
 /// The trailer section and the empty line behind it. As for chunks, each line ends in CRLF.
-fn trailers(bytes: &[u8]) -> Parsed<()> {
-    let has_line_ends = |bytes: &[u8]| {
-        let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
-        lines.all(|line| line.ends_with(b"\r\n"))
+fn trailers(bytes: &[u8]) -> Option<Parsed<()>> {
+    let Status::Complete((length, _)) =
+        httparse::parse_headers(bytes, &mut [httparse::EMPTY_HEADER; 16]).ok()?
+    else {
+        return Some(Status::Partial);
     };
-    match httparse::parse_headers(bytes, &mut [httparse::EMPTY_HEADER; 16]) {
-        Ok(Status::Complete((length, _))) if has_line_ends(&bytes[..length]) => Ok(Some((length, ()))),
-        Ok(Status::Partial) => Ok(None),
-        _ => Err(malformed()),
-    }
-}
-
-fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "malformed chunked body")
+    let mut lines = bytes[..length].split_inclusive(|&byte| byte == b'\n');
+    lines.all(|line| line.ends_with(b"\r\n")).then_some(Status::Complete((length, ())))
 }

@@ -3,7 +3,6 @@
 //! What two implementations could understand in two ways is refused, because the other one may be a proxy
 //! in front of this server that enforces a policy.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -83,21 +82,18 @@ impl Head {
     fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Refusal> {
         let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
         let mut request = httparse::Request::new(&mut []);
-        let length = match request.parse_with_uninit_headers(bytes, &mut fields) {
-            Ok(Status::Complete(length)) if length <= LARGEST_PIECE => length,
-            Ok(Status::Partial) if bytes.len() < LARGEST_PIECE => {
-                if request.version.is_some() {
-                    request_line(&request)?;
-                }
+        let parsed = request.parse_with_uninit_headers(bytes, &mut fields);
+        let line = request_line(&request)?;
+        let (length, (method, Target { url, authority }, minor)) = match (parsed, line) {
+            (Ok(Status::Complete(length)), Some(line)) if length <= LARGEST_PIECE => (length, line),
+            (Ok(Status::Partial), _) if bytes.len() < LARGEST_PIECE => return Ok(None),
+            // Which version it is can be seen at the end of the line.
+            (Err(Error::Version), _) if bytes.len() < LARGEST_PIECE && !bytes.contains(&b'\n') => {
                 return Ok(None);
             }
-            Ok(_) => return Err(too_large(bytes)),
-            // Which version it is can be seen at the end of the line.
-            Err(Error::Version) if !bytes.contains(&b'\n') && bytes.len() < LARGEST_PIECE => return Ok(None),
-            Err(error) => return Err(malformed(error, bytes)),
+            (Ok(_), _) => return Err(too_large(bytes)),
+            (Err(error), _) => return Err(malformed(error, bytes)),
         };
-        let (method, Target { url, authority }, minor) = request_line(&request)?;
-        let version = HTTPVersion(1, minor);
         let fields = Fields(request.headers);
         fields.check_host(minor)?;
         let (headers, obs_text) = fields.headers(authority)?;
@@ -107,7 +103,7 @@ impl Head {
             framing: fields.framing(minor)?,
             expects_continue: fields.expects_continue(minor)?,
             keep_alive: fields.keep_alive(minor),
-            version,
+            version: HTTPVersion(1, minor),
             headers,
             obs_text,
         };
@@ -115,14 +111,16 @@ impl Head {
     }
 }
 
-/// What a request line means that httparse has taken apart.
-fn request_line<'a>(request: &httparse::Request<'_, 'a>) -> Result<(Method, Target<'a>, u8), Refusal> {
-    let malformed = Refusal::new(400, "malformed request line");
+/// What a request line means that httparse has taken apart; `None` if it is not complete.
+fn request_line<'a>(
+    request: &httparse::Request<'_, 'a>,
+) -> Result<Option<(Method, Target<'a>, u8)>, Refusal> {
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
-        return Err(malformed);
+        return Ok(None);
     };
     let target = Target::parse(method, target).ok_or(Refusal::new(400, "malformed request target"))?;
-    Ok((method.parse().map_err(|()| malformed)?, target, minor))
+    let method = method.parse().map_err(|()| Refusal::new(400, "malformed method"))?;
+    Ok(Some((method, target, minor)))
 }
 
 fn too_large(bytes: &[u8]) -> Refusal {
@@ -168,10 +166,6 @@ impl<'a> Fields<'a> {
         elements.map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
     }
 
-    fn has_element(&self, name: &'static str, element: &str) -> bool {
-        self.elements(name).any(|found| found.eq_ignore_ascii_case(element.as_bytes()))
-    }
-
     /// The fields in their order; but with the authority of an absolute target, if there is one, Host comes
     /// first and is that (RFC 9112 section 3.2.2).
     fn headers(&self, authority: Option<&str>) -> Result<(Vec<Header>, ObsText), Refusal> {
@@ -181,10 +175,12 @@ impl<'a> Fields<'a> {
         let mut headers = Vec::with_capacity(self.0.len() + 1);
         let mut obs_text = ObsText::new();
         for (name, value) in host.into_iter().chain(fields) {
-            if !value.is_ascii() {
+            let header = if value.is_ascii() {
+                Header::from_bytes(name, value)
+            } else {
                 obs_text.push((headers.len(), value.to_owned()));
-            }
-            let header = Header::from_bytes(name, percent_encoded(value));
+                Header::from_bytes(name, percent_encoded(value))
+            };
             headers.push(header.map_err(|()| Refusal::new(400, "malformed header field"))?);
         }
         Ok((headers, obs_text))
@@ -210,8 +206,7 @@ impl<'a> Fields<'a> {
         match (lengths.next(), codings.next()) {
             (None, None) => Ok(Framing::Length(0)),
             (Some(length), None) if lengths.all(|other| other == length) => {
-                let length = decimal(length).ok_or(Refusal::new(400, "malformed Content-Length"))?;
-                Ok(Framing::Length(length))
+                decimal(length).map(Framing::Length).ok_or(Refusal::new(400, "malformed Content-Length"))
             }
             (Some(_), None) => Err(Refusal::new(400, "differing Content-Length header fields")),
             (Some(_), Some(_)) => Err(Refusal::new(400, "Content-Length together with Transfer-Encoding")),
@@ -225,37 +220,30 @@ impl<'a> Fields<'a> {
 
     /// RFC 9110 section 10.1.1: an expectation in HTTP/1.0 is ignored.
     fn expects_continue(&self, minor: u8) -> Result<bool, Refusal> {
-        if minor == 0 || self.values("Expect").next().is_none() {
-            return Ok(false);
-        }
-        if self.elements("Expect").all(|expected| expected.eq_ignore_ascii_case(b"100-continue")) {
-            return Ok(true);
-        }
-        Err(Refusal::new(417, "an expectation other than 100-continue"))
+        let mut expectations = self.elements("Expect").filter(|_| minor > 0).peekable();
+        let expects = expectations.peek().is_some();
+        let all_known = expectations.all(|expected| expected.eq_ignore_ascii_case(b"100-continue"));
+        all_known.then_some(expects).ok_or(Refusal::new(417, "an expectation other than 100-continue"))
     }
 
     /// RFC 9112 section 9.3.
     fn keep_alive(&self, minor: u8) -> bool {
-        !self.has_element("Connection", "close")
-            && (minor > 0 || self.has_element("Connection", "keep-alive"))
+        let has = |option: &[u8]| self.elements("Connection").any(|found| found.eq_ignore_ascii_case(option));
+        !has(b"close") && (minor > 0 || has(b"keep-alive"))
     }
 }
 
 /// A value as tiny_http's `Header` can hold it, which is ASCII only.
-fn percent_encoded(value: &[u8]) -> Cow<'_, [u8]> {
-    if value.is_ascii() {
-        return value.into();
-    }
-    let encode = |byte: &u8| match byte {
-        0..0x80 => char::from(*byte).to_string(),
+fn percent_encoded(value: &[u8]) -> String {
+    let encode = |&byte: &u8| match byte {
+        0..0x80 => char::from(byte).to_string(),
         _ => format!("%{byte:02X}"),
     };
-    value.iter().map(encode).collect::<String>().into_bytes().into()
+    value.iter().map(encode).collect()
 }
 
 /// Digits only: no sign, no list, no white space, and no more than fits.
 fn decimal(digits: &[u8]) -> Option<u64> {
-    let digits =
-        str::from_utf8(digits).ok().filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
-    digits?.parse().ok()
+    let digits = str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
+    digits.parse().ok()
 }

@@ -18,8 +18,8 @@ const READ_SIZE: usize = 2048;
 
 /// A buffered reader of a connection, within the limits.
 pub(crate) struct Input {
-    connection: Arc<Connection>,
-    limits: Limits,
+    pub(super) connection: Arc<Connection>,
+    pub(super) limits: Limits,
     buffer: Vec<u8>,
     /// How many bytes of the buffer have been used.
     used: usize,
@@ -30,16 +30,9 @@ impl Input {
         Input { connection, limits, buffer: Vec::new(), used: 0 }
     }
 
-    pub(crate) fn connection(&self) -> &Arc<Connection> {
-        &self.connection
-    }
-
-    pub(crate) fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    pub(crate) fn set_limits(&mut self, limits: Limits) {
-        self.limits = limits;
+    /// Until when the client may send nothing of a body.
+    pub(crate) fn body_deadline(&self) -> Instant {
+        after(self.limits.body_timeout)
     }
 
     /// What has been read and not used.
@@ -65,9 +58,9 @@ impl Input {
                     // A large request may have made it larger.
                     self.buffer.drain(..mem::take(&mut self.used));
                     self.buffer.shrink_to(READ_SIZE);
-                    let read =
-                        self.fill_with(|connection, buffer| connection.read_request(buffer, || *deadline));
-                    if read? == 0 {
+                    if self.fill_with(|connection, buffer| connection.read_request(buffer, || *deadline))?
+                        == 0
+                    {
                         return Ok(false);
                     }
                 }
@@ -97,11 +90,8 @@ impl Input {
         read
     }
 
-    /// Reads into `target` from the buffer or, if that is empty, from the connection.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`fill`](Self::fill).
+    /// Reads into `target` from the buffer or, if that is empty, from the connection. It fails as
+    /// [`fill`](Self::fill) does.
     pub(crate) fn read(&mut self, target: &mut [u8], deadline: Instant) -> io::Result<usize> {
         let unused = self.unused();
         if unused.is_empty() {

@@ -2,8 +2,8 @@
 //!
 //! [`input`] buffers what has been read, [`head`] parses the head of a request and [`target`] what it is for,
 //! [`body`] decodes its body, [`request`] is what a [`handler`] sees of these, [`response`] writes what the
-//! handler returns, and [`refusal`] what the server itself answers. All that is known here about the process is whether a connection is to end: then its next response says
-//! `Connection: close`, and it is closed after that.
+//! handler returns, and [`refusal`] what the server itself answers. All that is known here about the process is
+//! whether a connection is to end: then its next response says `Connection: close`, and it is closed after that.
 
 mod body;
 mod handler;
@@ -16,13 +16,11 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-use std::fmt::Display;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use log::Level;
 use tiny_http::ResponseBox;
 
 pub use self::handler::Handler;
@@ -31,13 +29,11 @@ pub use self::request::Request;
 use self::head::{Framing, Head};
 use self::input::Input;
 use self::refusal::Refusal;
-use self::response::{Reply, Written};
+use self::response::Reply;
 use crate::deadline::{after, later};
 use crate::options::Limits;
 use crate::server::connection::Connection;
 
-/// The log target of the access log.
-const ACCESS_LOG: &str = "handover::access";
 /// The time for a client to close its side of a connection after its last response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many bytes of a body that a handler has left unread are skipped to keep the connection.
@@ -47,11 +43,11 @@ const SKIP_LIMIT: u64 = 256 * 1024;
 pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits: &RwLock<Limits>) {
     let current = || *limits.read().unwrap_or_else(PoisonError::into_inner);
     let mut input = Input::new(Arc::clone(connection), current());
-    let mut patience = input.limits().head_timeout;
+    let mut patience = input.limits.head_timeout;
     loop {
         let then = match input.wait_for_request(patience) {
             Ok(true) => {
-                input.set_limits(current());
+                input.limits = current();
                 connection.in_flight(|| exchange(input, handler))
             }
             Ok(false) => Ok(Then::Close),
@@ -63,7 +59,7 @@ pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits:
             Ok(Then::Close) => return,
             Err(error) => return log::debug!("{}: {error}", connection.peer()),
         }
-        patience = input.limits().idle_timeout;
+        patience = input.limits.idle_timeout;
     }
 }
 
@@ -83,32 +79,29 @@ enum Then {
 ///
 /// The connection has failed, or has ended within the head of the request.
 fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
-    let connection = Arc::clone(input.connection());
-    let responder = Responder { connection: &connection, begin: Instant::now() };
-    let Limits { head_timeout, write_timeout, .. } = *input.limits();
-    let head = match Head::read(&mut input, later(responder.begin, head_timeout))? {
+    let connection = Arc::clone(&input.connection);
+    let reply = Reply::new(&connection, input.limits.write_timeout);
+    let deadline = later(reply.begin, input.limits.head_timeout);
+    let head = match Head::read(&mut input, deadline)? {
         Ok(head) => head,
         Err(refusal) => {
-            let reply = Reply::to_malformed(input.unused(), write_timeout);
-            return responder.refuse("- -", reply, refusal);
+            let reply = reply.to_malformed(input.unused());
+            return reply.refuse("- -", refusal).map(|_| Then::Linger);
         }
     };
     log::debug!("{}: {head}", connection.peer());
-    let reply = Reply::to(&head, write_timeout);
+    let mut reply = reply.to(&head);
     let mut request = Request::new(head, input);
     let response = handle(&mut request, handler);
     let Request { head, mut body, .. } = request;
     let response = match response {
         Ok(response) => response,
-        Err(refusal) => return responder.refuse(&head, reply, refusal),
+        Err(refusal) => return reply.refuse(&head, refusal).map(|_| Then::Linger),
     };
-
-    let last = !head.keep_alive
+    reply.last = !head.keep_alive
         || !body.can_be_skipped(SKIP_LIMIT)
         || (connection.is_ending() && !body.is_followed());
-    let reply = if last { reply.last() } else { reply };
-    let written = responder.respond(&head, reply, response)?;
-    if last || !written.complete {
+    if !reply.send(&head, response)? {
         let is_over = !head.keep_alive && head.framing == Framing::Length(0) && !body.is_followed();
         return Ok(if is_over { Then::Close } else { Then::Linger });
     }
@@ -128,31 +121,4 @@ fn handle(request: &mut Request, handler: &dyn Handler) -> Result<ResponseBox, R
     // What the handler made of a part of the body is no answer to the request.
     request.body.check()?;
     Ok(response)
-}
-
-/// Answers one request, and logs that.
-struct Responder<'a> {
-    connection: &'a Connection,
-    /// When the first bytes of the request had come.
-    begin: Instant,
-}
-
-impl Responder<'_> {
-    /// Writes one line to the access log, too: peer, method, URL, status, bytes of the body, duration.
-    fn respond(&self, request: impl Display, reply: Reply, response: ResponseBox) -> io::Result<Written> {
-        let written = reply.write(self.connection, response)?;
-        // The clock is read only if the line is wanted.
-        if log::log_enabled!(target: ACCESS_LOG, Level::Info) {
-            let (peer, duration) = (self.connection.peer(), self.begin.elapsed());
-            let Written { status, bytes, .. } = written;
-            log::info!(target: ACCESS_LOG, "{peer} {request} {status} {bytes} {duration:?}");
-        }
-        Ok(written)
-    }
-
-    fn refuse(&self, request: impl Display, reply: Reply, refusal: Refusal) -> io::Result<Then> {
-        log::debug!("{}: {refusal}", self.connection.peer());
-        self.respond(request, reply.last(), refusal.response())?;
-        Ok(Then::Linger)
-    }
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tiny_http::{HTTPVersion, Header, Method};
 
 use super::body::Body;
-use super::head::{Framing, Head};
+use super::head::Head;
 use super::input::Input;
 use crate::server::address::Address;
 use crate::server::connection::Peer;
@@ -20,20 +20,18 @@ pub struct Request {
     pub(super) head: Head,
     pub(super) body: Body,
     remote_addr: Option<SocketAddr>,
-    local_addr: Address,
     draining: bool,
 }
 
 impl Request {
     pub(super) fn new(head: Head, input: Input) -> Request {
-        let local_addr = input.connection().local().clone();
-        let remote_addr = match input.connection().peer() {
+        let remote_addr = match input.connection.peer() {
             Peer::Network(address) => Some(address),
             Peer::Local => None,
         };
-        let draining = input.connection().is_draining();
+        let draining = input.connection.is_draining();
         let body = Body::new(input, head.framing, head.expects_continue);
-        Request { head, body, remote_addr, local_addr, draining }
+        Request { head, body, remote_addr, draining }
     }
 
     /// The method.
@@ -74,10 +72,8 @@ impl Request {
     /// The length of the body in bytes, if the request has a `Content-Length`; `None` for a chunked body
     /// and for a request without a body.
     pub fn body_length(&self) -> Option<usize> {
-        match self.head.framing {
-            Framing::Length(length) if self.has_content_length() => usize::try_from(length).ok(),
-            _ => None,
-        }
+        let length = self.headers().iter().find(|header| header.field.equiv("Content-Length"))?;
+        length.value.as_str().parse().ok()
     }
 
     /// The address of the client, or of the last proxy before this server; `None` on a Unix socket.
@@ -87,7 +83,7 @@ impl Request {
 
     /// The address of the listening socket that the connection was accepted on.
     pub fn local_addr(&self) -> &Address {
-        &self.local_addr
+        self.body.input.connection.local()
     }
 
     /// The body, decoded. The first read sends `100 Continue` to a client that waits for it.
@@ -117,9 +113,5 @@ impl Request {
     /// has handed over or is stopping. A health check may report it.
     pub fn is_draining(&self) -> bool {
         self.draining
-    }
-
-    fn has_content_length(&self) -> bool {
-        self.head.headers.iter().any(|header| header.field.equiv("Content-Length"))
     }
 }

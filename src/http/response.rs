@@ -1,45 +1,41 @@
-//! Writing responses (RFC 9112 sections 4, 6 and 7).
+//! Writing responses (RFC 9112 sections 4, 6 and 7), and the access log.
 //!
 //! `tiny_http::Response::raw_print` cannot say `Connection: close`, which a drain depends on; it completes a
 //! chunked body that has failed half way; it trusts the length that it was given; and it holds the whole of
 //! a body of unknown length in memory for HTTP/1.0.
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use httpdate::HttpDate;
+use log::Level;
 use tiny_http::{Header, Method, ResponseBox, StatusCode};
 
 use super::head::Head;
 use super::refusal::Refusal;
 use crate::server::connection::Connection;
 
+/// The log target of the access log.
+const ACCESS_LOG: &str = "handover::access";
 /// How many bytes of a response are collected before they are written: a small one is sent in one piece.
 const PIECE: usize = 16 * 1024;
 
-/// How the response to a request is written.
+/// How a request is answered.
 #[derive(Clone, Copy)]
-pub(crate) struct Reply {
+pub(crate) struct Reply<'a> {
+    connection: &'a Connection,
+    /// When the first bytes of the request had come.
+    pub(super) begin: Instant,
+    /// For how long the client may take nothing of the response.
+    patience: Duration,
     /// The request was HEAD.
     without_body: bool,
     /// The client knows no chunks, and takes a connection for closed unless the response says otherwise.
     http_1_0: bool,
     /// The connection ends with this response.
-    last: bool,
-    /// For how long the client may take nothing of the response.
-    patience: Duration,
-}
-
-/// A response that has been written.
-pub(crate) struct Written {
-    pub(crate) status: u16,
-    /// The length of the body as it was sent, with the framing of its chunks.
-    pub(crate) bytes: u64,
-    /// Whether the connection can go on: not if its end is that of the response, nor if the body has failed
-    /// half way, of which nothing else can inform the client.
-    pub(crate) complete: bool,
+    pub(super) last: bool,
 }
 
 /// How the end of a response's body is found.
@@ -52,62 +48,67 @@ enum Delimiter {
     Close,
 }
 
-/// Which side has failed when a response cannot be completed.
+/// Why a response cannot be completed.
 enum Failure {
     Client(io::Error),
-    Body(io::Error),
+    /// The handler has made one that cannot be sent.
+    Response(String),
 }
 
-impl Reply {
-    pub(crate) fn to(head: &Head, patience: Duration) -> Reply {
-        let without_body = head.method == Method::Head;
-        Reply { without_body, http_1_0: head.version.1 == 0, last: false, patience }
+impl<'a> Reply<'a> {
+    /// The reply to a request that begins now, and of which nothing is known yet.
+    pub(crate) fn new(connection: &'a Connection, patience: Duration) -> Reply<'a> {
+        let begin = Instant::now();
+        Reply { connection, begin, patience, without_body: false, http_1_0: false, last: false }
+    }
+
+    /// The reply to the request with this head.
+    pub(crate) fn to(self, head: &Head) -> Reply<'a> {
+        Reply { without_body: head.method == Method::Head, http_1_0: head.version.1 == 0, ..self }
     }
 
     /// The reply to input that was not understood as a request.
-    pub(crate) fn to_malformed(input: &[u8], patience: Duration) -> Reply {
-        Reply { without_body: input.starts_with(b"HEAD "), http_1_0: false, last: true, patience }
+    pub(crate) fn to_malformed(self, input: &[u8]) -> Reply<'a> {
+        Reply { without_body: input.starts_with(b"HEAD "), ..self }
     }
 
-    /// The same, as the last one on its connection.
-    pub(crate) fn last(self) -> Reply {
-        Reply { last: true, ..self }
+    /// Answers in place of the handler, as the last response on its connection.
+    pub(crate) fn refuse(self, request: impl Display, refusal: Refusal) -> io::Result<bool> {
+        log::debug!("{}: {refusal}", self.connection.peer());
+        Reply { last: true, ..self }.send(request, refusal.response())
     }
 
-    /// Writes the response. If the handler has made one that cannot be sent, it is logged, and the client
-    /// gets a 500.
+    /// Writes the response, and a line to the access log: peer, method, URL, status, bytes of the body as it was
+    /// sent, duration. A response that cannot be sent is logged, and the client gets a 500.
+    ///
+    /// Returns whether the connection can go on: not if its end is that of the response, nor if the body has
+    /// failed half way, of which nothing else can inform the client.
     ///
     /// # Errors
     ///
     /// The client cannot be written to; `TimedOut` if it has taken nothing for too long.
-    pub(crate) fn write(self, connection: &Connection, response: ResponseBox) -> io::Result<Written> {
-        let delimiter = self.delimiter(&response);
-        let reply = if delimiter == Delimiter::Close { self.last() } else { self };
+    pub(crate) fn send(mut self, request: impl Display, response: ResponseBox) -> io::Result<bool> {
         let status = response.status_code().0;
-        let mut out =
-            Out { connection, patience: self.patience, collected: Vec::with_capacity(512), sent: 0 };
-        if let Err(fault) = reply.write_head(&mut out.collected, &response, delimiter) {
-            log::error!("the handler returned an impossible response: {fault}");
-            return self.write_error(connection);
-        }
-        let head = out.collected.len();
-        let complete = match out.write_body(&mut response.into_reader(), delimiter) {
-            Ok(()) => delimiter != Delimiter::Close,
+        let delimiter = self.delimiter(&response);
+        self.last |= delimiter == Delimiter::Close;
+        let mut out = Out { reply: self, collected: Vec::with_capacity(512), head: 0, sent: 0 };
+        let complete = match out.write(response, delimiter) {
+            Ok(()) => true,
             Err(Failure::Client(error)) => return Err(error),
-            Err(Failure::Body(error)) => {
-                log::error!("the body of a response failed: {error}");
+            Err(Failure::Response(fault)) => {
+                log::error!("the handler's response to {request} is faulty: {fault}");
                 if out.sent == 0 {
-                    return self.write_error(connection);
+                    return self.refuse(request, Refusal::internal_error());
                 }
                 false
             }
         };
-        Ok(Written { status, bytes: (out.sent - head) as u64, complete })
-    }
-
-    fn write_error(self, connection: &Connection) -> io::Result<Written> {
-        let written = self.last().write(connection, Refusal::internal_error().response())?;
-        Ok(Written { complete: false, ..written })
+        // The clock is read only if the line is wanted.
+        if log::log_enabled!(target: ACCESS_LOG, Level::Info) {
+            let (peer, bytes, duration) = (self.connection.peer(), out.sent - out.head, self.begin.elapsed());
+            log::info!(target: ACCESS_LOG, "{peer} {request} {status} {bytes} {duration:?}");
+        }
+        Ok(complete && !self.last)
     }
 
     fn delimiter(self, response: &ResponseBox) -> Delimiter {
@@ -119,52 +120,110 @@ impl Reply {
             (_, None) => Delimiter::Chunked,
         }
     }
+}
+
+/// A response on its way out.
+struct Out<'a> {
+    reply: Reply<'a>,
+    collected: Vec<u8>,
+    /// The length of the head.
+    head: usize,
+    /// How many bytes have been written. The status can be changed until there are any.
+    sent: usize,
+}
+
+impl Out<'_> {
+    fn write(&mut self, response: ResponseBox, delimiter: Delimiter) -> Result<(), Failure> {
+        self.write_head(&response, delimiter).map_err(Failure::Response)?;
+        self.head = self.collected.len();
+        self.write_body(&mut response.into_reader(), delimiter)
+    }
 
     /// # Errors
     ///
     /// What must not be sent: it could split the response in two, or the client would wait for another.
-    fn write_head(self, out: &mut Vec<u8>, response: &ResponseBox, end: Delimiter) -> Result<(), String> {
+    fn write_head(&mut self, response: &ResponseBox, delimiter: Delimiter) -> Result<(), String> {
         let StatusCode(status) = response.status_code();
         if !(200..1000).contains(&status) {
             return Err(format!("the status {status} is not that of a final response"));
         }
         let reason = response.status_code().default_reason_phrase();
-        line(out, format_args!("HTTP/1.1 {status} {reason}"));
+        self.line(format_args!("HTTP/1.1 {status} {reason}"));
         for header in response.headers() {
             check(header)?;
-            field(out, header.field.as_str().as_str(), header.value.as_str());
+            self.field(header.field.as_str().as_str(), header.value.as_str());
         }
         if !response.headers().iter().any(|header| header.field.equiv("Date")) {
-            field(out, "Date", &HttpDate::from(SystemTime::now()).to_string());
+            self.field("Date", &HttpDate::from(SystemTime::now()).to_string());
         }
-        match (end, response.data_length()) {
-            (Delimiter::Chunked, _) => field(out, "Transfer-Encoding", "chunked"),
-            (Delimiter::Length(length), _) => field(out, "Content-Length", &length.to_string()),
-            // That of the response to the same request with GET (RFC 9110 section 9.3.2).
-            (Delimiter::NoBody, Some(length)) if !matches!(status, 204 | 304) => {
-                field(out, "Content-Length", &length.to_string());
-            }
-            _ => {}
+        // For HEAD, that of the response to the same request with GET (RFC 9110 section 9.3.2).
+        let length = response.data_length().filter(|_| !matches!(status, 204 | 304));
+        if let Some(length) = length {
+            self.field("Content-Length", &length.to_string());
+        } else if delimiter == Delimiter::Chunked {
+            self.field("Transfer-Encoding", "chunked");
         }
-        if self.last {
-            field(out, "Connection", "close");
-        } else if self.http_1_0 {
-            field(out, "Connection", "keep-alive");
+        if self.reply.last {
+            self.field("Connection", "close");
+        } else if self.reply.http_1_0 {
+            self.field("Connection", "keep-alive");
         }
-        out.extend_from_slice(b"\r\n");
+        self.collected.extend_from_slice(b"\r\n");
         Ok(())
     }
-}
 
-fn field(out: &mut Vec<u8>, name: &str, value: &str) {
-    for part in [name, ": ", value, "\r\n"] {
-        out.extend_from_slice(part.as_bytes());
+    fn line(&mut self, content: fmt::Arguments<'_>) {
+        // Writing to a vector does not fail.
+        let _ = write!(self.collected, "{content}\r\n");
     }
-}
 
-fn line(out: &mut Vec<u8>, content: fmt::Arguments<'_>) {
-    // Writing to a vector does not fail.
-    let _ = write!(out, "{content}\r\n");
+    fn field(&mut self, name: &str, value: &str) {
+        for part in [name, ": ", value, "\r\n"] {
+            self.collected.extend_from_slice(part.as_bytes());
+        }
+    }
+
+    /// Writes the body and what is still collected. A body that is shorter than its length fails; of a longer
+    /// one the client gets what was announced.
+    fn write_body(&mut self, body: &mut dyn Read, delimiter: Delimiter) -> Result<(), Failure> {
+        let most = match delimiter {
+            Delimiter::NoBody => 0,
+            Delimiter::Length(length) => length,
+            Delimiter::Chunked | Delimiter::Close => u64::MAX,
+        };
+        let mut piece = vec![0; most.min(PIECE as u64) as usize];
+        let mut body = body.take(most);
+        loop {
+            let read = read(&mut body, &mut piece).map_err(Failure::Response)?;
+            match delimiter {
+                Delimiter::Length(length) if read == 0 && body.limit() > 0 => {
+                    let missing = body.limit();
+                    let fault = format!("its body ended {missing} bytes before its length of {length}");
+                    return Err(Failure::Response(fault));
+                }
+                Delimiter::Chunked => {
+                    self.line(format_args!("{read:x}"));
+                    self.collected.extend_from_slice(&piece[..read]);
+                    self.collected.extend_from_slice(b"\r\n");
+                }
+                _ => self.collected.extend_from_slice(&piece[..read]),
+            }
+            // Where the length is not known, the rest may be a long time coming.
+            if read == 0 || self.collected.len() >= PIECE || !matches!(delimiter, Delimiter::Length(_)) {
+                self.flush().map_err(Failure::Client)?;
+            }
+            if read == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.reply.connection.write_all(&self.collected, self.reply.patience)?;
+        self.sent += self.collected.len();
+        self.collected.clear();
+        Ok(())
+    }
 }
 
 /// RFC 9110 sections 5.1 and 5.5: a name is a token, a value has no control characters but tabs.
@@ -180,65 +239,14 @@ fn check(header: &Header) -> Result<(), String> {
     Ok(())
 }
 
-/// A response on its way out.
-struct Out<'a> {
-    connection: &'a Connection,
-    patience: Duration,
-    collected: Vec<u8>,
-    /// How many bytes have been written. The status can be changed until there are any.
-    sent: usize,
-}
-
-impl Out<'_> {
-    fn flush(&mut self) -> Result<(), Failure> {
-        self.connection.write_all(&self.collected, self.patience).map_err(Failure::Client)?;
-        self.sent += self.collected.len();
-        self.collected.clear();
-        Ok(())
-    }
-
-    /// Writes the body and what is still collected. A body that is shorter than its length fails; of a longer
-    /// one the client gets what was announced.
-    fn write_body(&mut self, body: &mut dyn Read, delimiter: Delimiter) -> Result<(), Failure> {
-        let mut left = match delimiter {
-            Delimiter::NoBody => 0,
-            Delimiter::Length(length) => length,
-            Delimiter::Chunked | Delimiter::Close => u64::MAX,
-        };
-        let most = |left: u64| left.min(PIECE as u64) as usize;
-        let mut piece = vec![0; most(left)];
-        while left > 0 {
-            let read = read(body, &mut piece[..most(left)])?;
-            match (delimiter, read) {
-                (Delimiter::Length(length), 0) => {
-                    let error = format!("it ended {left} bytes before its length of {length}");
-                    return Err(Failure::Body(io::Error::other(error)));
-                }
-                (Delimiter::Chunked, _) => {
-                    line(&mut self.collected, format_args!("{read:x}"));
-                    self.collected.extend_from_slice(&piece[..read]);
-                    self.collected.extend_from_slice(b"\r\n");
-                }
-                _ => self.collected.extend_from_slice(&piece[..read]),
-            }
-            left = if read == 0 { 0 } else { left - read as u64 };
-            // Where the length is not known, the rest may be a long time coming.
-            if self.collected.len() >= PIECE || !matches!(delimiter, Delimiter::Length(_)) {
-                self.flush()?;
-            }
-        }
-        self.flush()
-    }
-}
-
 /// Reads from a body that the handler has made: it may fail, and it may panic.
-fn read(body: &mut dyn Read, target: &mut [u8]) -> Result<usize, Failure> {
+fn read(body: &mut dyn Read, target: &mut [u8]) -> Result<usize, String> {
     loop {
         match catch_unwind(AssertUnwindSafe(|| body.read(target))) {
             Ok(Ok(read)) => return Ok(read),
             Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-            Ok(Err(error)) => return Err(Failure::Body(error)),
-            Err(_) => return Err(Failure::Body(io::Error::other("reading it panicked"))),
+            Ok(Err(error)) => return Err(format!("reading its body: {error}")),
+            Err(_) => return Err("reading its body panicked".to_owned()),
         }
     }
 }
