@@ -13,6 +13,8 @@ use super::refusal::Refusal;
 /// ignored.
 const LONGEST_CHUNK_LINE: usize = 256;
 
+const MALFORMED: Refusal = Refusal::new(400, "malformed chunked body");
+
 /// A request's body, and the input that it comes from.
 pub(crate) struct Body {
     pub(super) input: Input,
@@ -65,7 +67,7 @@ impl Body {
     pub(crate) fn check(&self) -> Result<(), Refusal> {
         let Progress::Broken(kind) = self.progress else { return Ok(()) };
         Err(match kind {
-            io::ErrorKind::InvalidData => Refusal::new(400, "malformed chunked body"),
+            io::ErrorKind::InvalidData => MALFORMED,
             io::ErrorKind::TimedOut => Refusal::new(408, "the request body did not come in time"),
             _ => Refusal::new(400, "the request body ended early"),
         })
@@ -143,21 +145,13 @@ impl Body {
         Ok(())
     }
 
-    /// Parses what is at the beginning of the input, waiting for more until it is complete.
     fn parse<T>(&mut self, longest: usize, parse: fn(&[u8]) -> Option<Parsed<T>>) -> io::Result<T> {
-        loop {
-            let bytes = self.input.unused();
-            match parse(bytes) {
-                Some(Status::Complete((length, value))) if length <= longest => {
-                    self.input.advance(length);
-                    return Ok(value);
-                }
-                Some(Status::Partial) if bytes.len() <= longest => {
-                    self.input.fill(self.input.body_deadline())?;
-                }
-                _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "malformed chunked body")),
-            }
-        }
+        let deadline = self.input.body_deadline();
+        self.input.parse(deadline, |bytes| match parse(bytes) {
+            Some(Status::Complete((length, value))) if length <= longest => Ok(Some((length, value))),
+            Some(Status::Partial) if bytes.len() <= longest => Ok(None),
+            _ => Err(MALFORMED),
+        })
     }
 }
 
@@ -182,7 +176,7 @@ impl Read for Body {
     }
 }
 
-/// The length of what has been parsed, and what it says.
+/// The length of what has been parsed, and what it says; `None` in its place is malformed.
 type Parsed<T> = Status<(usize, T)>;
 
 /// `chunk-size [ chunk-ext ] CRLF`. httparse takes no digits for 0, and any byte for one of an extension,

@@ -56,30 +56,17 @@ impl Head {
     ///
     /// # Errors
     ///
-    /// The inner error: how to refuse the request, which is still in the input. The outer error: the connection
-    /// has failed or ended.
-    pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Result<Head, Refusal>> {
-        loop {
-            match Head::parse(input.unused()) {
-                Ok(Some((head, length))) => {
-                    input.advance(length);
-                    return Ok(Ok(head));
-                }
-                Ok(None) => {}
-                Err(refusal) => return Ok(Err(refusal)),
-            }
-            match input.fill(deadline) {
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    return Ok(Err(Refusal::new(408, "the request head did not come in time")));
-                }
-                filled => filled?,
-            }
-        }
+    /// A [`Refusal`] of the request, which is still in the input; or the connection has failed or ended.
+    pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Head> {
+        input.parse(deadline, Head::parse).map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => Refusal::new(408, "the request head did not come in time").into(),
+            _ => error,
+        })
     }
 
-    /// Parses a head, and returns it with its length; `None` if it is not complete. Each time more has come it is
+    /// Parses a head, and returns its length and what it says; `None` if it is not complete. Each time more has come it is
     /// parsed from its beginning, so that what cannot become a request is refused at once.
-    fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, Refusal> {
+    fn parse(bytes: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
         let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
         let mut request = httparse::Request::new(&mut []);
         let parsed = request.parse_with_uninit_headers(bytes, &mut fields);
@@ -107,7 +94,7 @@ impl Head {
             headers,
             obs_text,
         };
-        Ok(Some((head, length)))
+        Ok(Some((length, head)))
     }
 }
 

@@ -6,6 +6,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::refusal::Refusal;
 use crate::deadline::after;
 use crate::options::Limits;
 use crate::server::connection::Connection;
@@ -40,11 +41,6 @@ impl Input {
         &self.buffer[self.used..]
     }
 
-    /// Uses the first `count` bytes of [`unused`](Self::unused).
-    pub(crate) fn advance(&mut self, count: usize) {
-        self.used += count;
-    }
-
     /// Waits for the first byte of a request; `false` if there will not be one.
     ///
     /// Empty lines before a request line are ignored (RFC 9112 section 2.2).
@@ -52,15 +48,13 @@ impl Input {
         let deadline = LazyCell::new(|| after(patience));
         loop {
             match self.unused() {
-                [b'\n', ..] => self.advance(1),
-                [b'\r', b'\n', ..] => self.advance(2),
+                [b'\n', ..] => self.used += 1,
+                [b'\r', b'\n', ..] => self.used += 2,
                 [] | [b'\r'] => {
                     // A large request may have made it larger.
                     self.buffer.drain(..mem::take(&mut self.used));
                     self.buffer.shrink_to(READ_SIZE);
-                    if self.fill_with(|connection, buffer| connection.read_request(buffer, || *deadline))?
-                        == 0
-                    {
+                    if self.fill(|connection, buffer| connection.read_request(buffer, || *deadline))? == 0 {
                         return Ok(false);
                     }
                 }
@@ -69,19 +63,29 @@ impl Input {
         }
     }
 
-    /// Reads more, behind what has not been used.
+    /// Parses what is at the beginning of the input, and uses it. While it is not complete, `parse` returns
+    /// `None`; otherwise its length and what it says.
     ///
     /// # Errors
     ///
-    /// `UnexpectedEof` at the end of the input, `TimedOut` at the deadline, or what recv(2) said.
-    pub(crate) fn fill(&mut self, deadline: Instant) -> io::Result<()> {
-        self.fill_with(|connection, buffer| connection.read(buffer, deadline)).and_then(not_ended).map(drop)
+    /// `UnexpectedEof` at the end of the input, `TimedOut` at the deadline, what recv(2) fails with, or the error
+    /// of `parse`.
+    pub(crate) fn parse<T>(
+        &mut self,
+        deadline: Instant,
+        parse: impl Fn(&[u8]) -> Result<Option<(usize, T)>, Refusal>,
+    ) -> io::Result<T> {
+        loop {
+            if let Some((length, value)) = parse(self.unused())? {
+                self.used += length;
+                return Ok(value);
+            }
+            self.fill(|connection, buffer| connection.read(buffer, deadline)).and_then(not_ended)?;
+        }
     }
 
-    fn fill_with(
-        &mut self,
-        read: impl FnOnce(&Connection, &mut [u8]) -> io::Result<usize>,
-    ) -> io::Result<usize> {
+    /// Reads more, behind what has not been used.
+    fn fill(&mut self, read: impl FnOnce(&Connection, &mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
         self.buffer.drain(..mem::take(&mut self.used));
         let before = self.buffer.len();
         self.buffer.resize(before + READ_SIZE, 0);
@@ -91,7 +95,7 @@ impl Input {
     }
 
     /// Reads into `target` from the buffer or, if that is empty, from the connection. It fails as
-    /// [`fill`](Self::fill) does.
+    /// [`parse`](Self::parse) does.
     pub(crate) fn read(&mut self, target: &mut [u8], deadline: Instant) -> io::Result<usize> {
         let unused = self.unused();
         if unused.is_empty() {
@@ -99,7 +103,7 @@ impl Input {
         }
         let count = unused.len().min(target.len());
         target[..count].copy_from_slice(&unused[..count]);
-        self.advance(count);
+        self.used += count;
         Ok(count)
     }
 }

@@ -28,7 +28,7 @@ pub use self::request::Request;
 
 use self::head::{Framing, Head};
 use self::input::Input;
-use self::refusal::Refusal;
+use self::refusal::{INTERNAL_ERROR, Refusal};
 use self::response::Reply;
 use crate::deadline::{after, later};
 use crate::options::Limits;
@@ -82,11 +82,11 @@ fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
     let connection = Arc::clone(&input.connection);
     let reply = Reply::new(&connection, input.limits.write_timeout);
     let deadline = later(reply.begin, input.limits.head_timeout);
-    let head = match Head::read(&mut input, deadline)? {
+    let head = match Head::read(&mut input, deadline) {
         Ok(head) => head,
-        Err(refusal) => {
+        Err(error) => {
             let reply = reply.to_malformed(input.unused());
-            return reply.refuse("- -", refusal).map(|_| Then::Linger);
+            return reply.refuse("- -", error.downcast()?).map(|_| Then::Linger);
         }
     };
     log::debug!("{}: {head}", connection.peer());
@@ -116,7 +116,7 @@ fn handle(request: &mut Request, handler: &dyn Handler) -> Result<ResponseBox, R
     request.body.begin()?;
     let response = catch_unwind(AssertUnwindSafe(|| handler.handle(request))).map_err(|_| {
         log::error!("the handler panicked on {}", request.head);
-        Refusal::internal_error()
+        INTERNAL_ERROR
     })?;
     // What the handler made of a part of the body is no answer to the request.
     request.body.check()?;

@@ -1,6 +1,7 @@
 //! The responses of the server itself, to requests that are refused.
 
-use std::fmt;
+use std::error::Error;
+use std::{fmt, io};
 
 use tiny_http::{Response, ResponseBox, StatusCode};
 
@@ -11,13 +12,11 @@ pub(crate) struct Refusal {
     reason: &'static str,
 }
 
+pub(crate) const INTERNAL_ERROR: Refusal = Refusal::new(500, "the server failed to handle the request");
+
 impl Refusal {
     pub(crate) const fn new(status: u16, reason: &'static str) -> Refusal {
         Refusal { status, reason }
-    }
-
-    pub(crate) const fn internal_error() -> Refusal {
-        Refusal::new(500, "the server failed to handle the request")
     }
 
     pub(crate) fn response(&self) -> ResponseBox {
@@ -29,5 +28,14 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = StatusCode(self.status);
         write!(f, "{} {}: {}", self.status, status.default_reason_phrase(), self.reason)
+    }
+}
+
+impl Error for Refusal {}
+
+/// The input cannot be used.
+impl From<Refusal> for io::Error {
+    fn from(refusal: Refusal) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, refusal)
     }
 }

@@ -4,8 +4,8 @@
 //! chunked body that has failed half way; it trusts the length that it was given; and it holds the whole of
 //! a body of unknown length in memory for HTTP/1.0.
 
-use std::fmt::{self, Display};
-use std::io::{self, Read, Write};
+use std::fmt::Display;
+use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,7 +14,7 @@ use log::Level;
 use tiny_http::{Header, Method, ResponseBox, StatusCode};
 
 use super::head::Head;
-use super::refusal::Refusal;
+use super::refusal::{INTERNAL_ERROR, Refusal};
 use crate::server::connection::Connection;
 
 /// The log target of the access log.
@@ -41,8 +41,7 @@ pub(crate) struct Reply<'a> {
 /// How the end of a response's body is found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Delimiter {
-    /// There is no body, whatever the header fields say.
-    NoBody,
+    /// By its length in bytes, which is 0 if there is no body.
     Length(u64),
     Chunked,
     Close,
@@ -98,7 +97,7 @@ impl<'a> Reply<'a> {
             Err(Failure::Response(fault)) => {
                 log::error!("the handler's response to {request} is faulty: {fault}");
                 if out.sent == 0 {
-                    return self.refuse(request, Refusal::internal_error());
+                    return self.refuse(request, INTERNAL_ERROR);
                 }
                 false
             }
@@ -112,14 +111,18 @@ impl<'a> Reply<'a> {
     }
 
     fn delimiter(self, response: &ResponseBox) -> Delimiter {
-        match (response.status_code().0, response.data_length()) {
-            (204 | 304, _) => Delimiter::NoBody,
-            _ if self.without_body => Delimiter::NoBody,
-            (_, Some(length)) => Delimiter::Length(length as u64),
-            (_, None) if self.http_1_0 => Delimiter::Close,
-            (_, None) => Delimiter::Chunked,
+        match response.data_length() {
+            _ if self.without_body || has_no_body(response) => Delimiter::Length(0),
+            Some(length) => Delimiter::Length(length as u64),
+            None if self.http_1_0 => Delimiter::Close,
+            None => Delimiter::Chunked,
         }
     }
+}
+
+/// Whatever its header fields say (RFC 9112 section 6.3).
+fn has_no_body(response: &ResponseBox) -> bool {
+    matches!(response.status_code().0, 204 | 304)
 }
 
 /// A response on its way out.
@@ -148,37 +151,32 @@ impl Out<'_> {
             return Err(format!("the status {status} is not that of a final response"));
         }
         let reason = response.status_code().default_reason_phrase();
-        self.line(format_args!("HTTP/1.1 {status} {reason}"));
+        self.line(&["HTTP/1.1 ", &status.to_string(), " ", reason]);
         for header in response.headers() {
             check(header)?;
-            self.field(header.field.as_str().as_str(), header.value.as_str());
+            self.line(&[header.field.as_str().as_str(), ": ", header.value.as_str()]);
         }
         if !response.headers().iter().any(|header| header.field.equiv("Date")) {
-            self.field("Date", &HttpDate::from(SystemTime::now()).to_string());
+            self.line(&["Date: ", &HttpDate::from(SystemTime::now()).to_string()]);
         }
-        // For HEAD, that of the response to the same request with GET (RFC 9110 section 9.3.2).
-        let length = response.data_length().filter(|_| !matches!(status, 204 | 304));
-        if let Some(length) = length {
-            self.field("Content-Length", &length.to_string());
-        } else if delimiter == Delimiter::Chunked {
-            self.field("Transfer-Encoding", "chunked");
+        match response.data_length() {
+            _ if has_no_body(response) => {}
+            // For HEAD, that of the response to the same request with GET (RFC 9110 section 9.3.2).
+            Some(length) => self.line(&["Content-Length: ", &length.to_string()]),
+            None if delimiter == Delimiter::Chunked => self.line(&["Transfer-Encoding: chunked"]),
+            None => {}
         }
         if self.reply.last {
-            self.field("Connection", "close");
+            self.line(&["Connection: close"]);
         } else if self.reply.http_1_0 {
-            self.field("Connection", "keep-alive");
+            self.line(&["Connection: keep-alive"]);
         }
-        self.collected.extend_from_slice(b"\r\n");
+        self.line(&[]);
         Ok(())
     }
 
-    fn line(&mut self, content: fmt::Arguments<'_>) {
-        // Writing to a vector does not fail.
-        let _ = write!(self.collected, "{content}\r\n");
-    }
-
-    fn field(&mut self, name: &str, value: &str) {
-        for part in [name, ": ", value, "\r\n"] {
+    fn line(&mut self, parts: &[&str]) {
+        for part in parts.iter().chain(&["\r\n"]) {
             self.collected.extend_from_slice(part.as_bytes());
         }
     }
@@ -186,40 +184,36 @@ impl Out<'_> {
     /// Writes the body and what is still collected. A body that is shorter than its length fails; of a longer
     /// one the client gets what was announced.
     fn write_body(&mut self, body: &mut dyn Read, delimiter: Delimiter) -> Result<(), Failure> {
-        let most = match delimiter {
-            Delimiter::NoBody => 0,
-            Delimiter::Length(length) => length,
-            Delimiter::Chunked | Delimiter::Close => u64::MAX,
-        };
+        let most = if let Delimiter::Length(length) = delimiter { length } else { u64::MAX };
         let mut piece = vec![0; most.min(PIECE as u64) as usize];
         let mut body = body.take(most);
         loop {
             let read = read(&mut body, &mut piece).map_err(Failure::Response)?;
             match delimiter {
-                Delimiter::Length(length) if read == 0 && body.limit() > 0 => {
-                    let missing = body.limit();
-                    let fault = format!("its body ended {missing} bytes before its length of {length}");
-                    return Err(Failure::Response(fault));
-                }
                 Delimiter::Chunked => {
-                    self.line(format_args!("{read:x}"));
+                    self.line(&[&format!("{read:x}")]);
                     self.collected.extend_from_slice(&piece[..read]);
-                    self.collected.extend_from_slice(b"\r\n");
+                    self.line(&[]);
+                }
+                Delimiter::Length(length) if read == 0 && body.limit() > 0 => {
+                    let fault = format!("its body ended after {} of {length} bytes", length - body.limit());
+                    return Err(Failure::Response(fault));
                 }
                 _ => self.collected.extend_from_slice(&piece[..read]),
             }
-            // Where the length is not known, the rest may be a long time coming.
-            if read == 0 || self.collected.len() >= PIECE || !matches!(delimiter, Delimiter::Length(_)) {
-                self.flush().map_err(Failure::Client)?;
-            }
             if read == 0 {
-                return Ok(());
+                return self.flush();
+            }
+            // Where the length is not known, the rest may be a long time coming.
+            if self.collected.len() >= PIECE || !matches!(delimiter, Delimiter::Length(_)) {
+                self.flush()?;
             }
         }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.reply.connection.write_all(&self.collected, self.reply.patience)?;
+    fn flush(&mut self) -> Result<(), Failure> {
+        let Reply { connection, patience, .. } = self.reply;
+        connection.write_all(&self.collected, patience).map_err(Failure::Client)?;
         self.sent += self.collected.len();
         self.collected.clear();
         Ok(())
