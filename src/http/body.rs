@@ -156,9 +156,7 @@ impl Body {
 }
 
 impl Read for Body {
-    /// # Errors
-    ///
-    /// Those of [`Request::as_reader`](super::Request::as_reader); all but `FileTooLarge` are final.
+    /// Fails as [`Request::as_reader`](super::Request::as_reader) says. All but `FileTooLarge` is final.
     fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
         if target.is_empty() {
             return Ok(0);

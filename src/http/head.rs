@@ -3,10 +3,9 @@
 //! What two implementations could understand in two ways is refused, because the other one may be a proxy
 //! in front of this server that enforces a policy.
 
-use std::fmt;
-use std::io;
 use std::mem::MaybeUninit;
 use std::time::Instant;
+use std::{fmt, io};
 
 use httparse::{Error, Status};
 use tiny_http::{HTTPVersion, Header, Method};
@@ -52,11 +51,8 @@ impl fmt::Display for Head {
 }
 
 impl Head {
-    /// Reads a head. The input has at least its first byte.
-    ///
-    /// # Errors
-    ///
-    /// A [`Refusal`] of the request, which is still in the input; or the connection has failed or ended.
+    /// Reads a head, of which the input has at least the first byte. It fails with a [`Refusal`] of the request,
+    /// which is then still in the input, or because the connection has failed or ended.
     pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Head> {
         input.parse(deadline, Head::parse).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => Refusal::new(408, "the request head did not come in time").into(),
@@ -78,8 +74,7 @@ impl Head {
             (Err(Error::Version), _) if bytes.len() < LARGEST_PIECE && !bytes.contains(&b'\n') => {
                 return Ok(None);
             }
-            (Ok(_), _) => return Err(too_large(bytes)),
-            (Err(error), _) => return Err(malformed(error, bytes)),
+            (parsed, _) => return Err(unusable(parsed, bytes)),
         };
         let fields = Fields(request.headers);
         fields.check_host(minor)?;
@@ -110,24 +105,20 @@ fn request_line<'a>(
     Ok(Some((method, target, minor)))
 }
 
-fn too_large(bytes: &[u8]) -> Refusal {
-    if bytes.iter().take(LARGEST_PIECE).any(|&byte| byte == b'\n') {
-        Refusal::new(431, "the request head is larger than 16 KiB")
-    } else {
-        Refusal::new(414, "the request line is larger than 16 KiB")
-    }
-}
-
-fn malformed(error: httparse::Error, bytes: &[u8]) -> Refusal {
-    match error {
-        Error::TooManyHeaders => Refusal::new(431, "more than 100 header fields"),
-        Error::Version if names_a_version(bytes) => {
-            Refusal::new(505, "only versions 1.0 and 1.1 are spoken here")
+/// Why a head that httparse has seen is refused.
+fn unusable(parsed: httparse::Result<usize>, bytes: &[u8]) -> Refusal {
+    let (status, reason) = match parsed {
+        Ok(_) if bytes.iter().take(LARGEST_PIECE).any(|&byte| byte == b'\n') => {
+            (431, "the request head is larger than 16 KiB")
         }
-        Error::HeaderName => Refusal::new(400, "malformed header field name"),
-        Error::HeaderValue => Refusal::new(400, "malformed header field value"),
-        _ => Refusal::new(400, "malformed request line"),
-    }
+        Ok(_) => (414, "the request line is larger than 16 KiB"),
+        Err(Error::TooManyHeaders) => (431, "more than 100 header fields"),
+        Err(Error::Version) if names_a_version(bytes) => (505, "only versions 1.0 and 1.1 are spoken here"),
+        Err(Error::HeaderName) => (400, "malformed header field name"),
+        Err(Error::HeaderValue) => (400, "malformed header field value"),
+        Err(_) => (400, "malformed request line"),
+    };
+    Refusal::new(status, reason)
 }
 
 /// Whether the request line is one of some version of HTTP, for example of HTTP/2's preface.

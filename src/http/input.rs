@@ -63,13 +63,11 @@ impl Input {
         }
     }
 
-    /// Parses what is at the beginning of the input, and uses it. While it is not complete, `parse` returns
-    /// `None`; otherwise its length and what it says.
+    /// Parses what is at the beginning of the input, and uses it. While that is not complete, `parse` returns
+    /// `None`; then its length and what it says.
     ///
-    /// # Errors
-    ///
-    /// `UnexpectedEof` at the end of the input, `TimedOut` at the deadline, what recv(2) fails with, or the error
-    /// of `parse`.
+    /// It fails with `UnexpectedEof` at the end of the input, with `TimedOut` at the deadline, with what recv(2)
+    /// fails with, or with what `parse` does.
     pub(crate) fn parse<T>(
         &mut self,
         deadline: Instant,

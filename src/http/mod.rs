@@ -1,12 +1,11 @@
 //! HTTP/1.1 and 1.0 on one connection: read a request, run the handler, write the response, and again.
 //!
 //! [`input`] buffers what has been read, [`head`] parses the head of a request and [`target`] what it is for,
-//! [`body`] decodes its body, [`request`] is what a [`handler`] sees of these, [`response`] writes what the
-//! handler returns, and [`refusal`] what the server itself answers. All that is known here about the process is
-//! whether a connection is to end: then its next response says `Connection: close`, and it is closed after that.
+//! [`body`] decodes its body, [`request`] is what a handler sees of these, [`response`] writes what it returns,
+//! and [`refusal`] is what the server itself answers. All that is known here about the process is whether a
+//! connection is to end: then its next response says `Connection: close`, and it is closed after that.
 
 mod body;
-mod handler;
 mod head;
 mod input;
 mod refusal;
@@ -23,8 +22,7 @@ use std::time::Duration;
 
 use tiny_http::ResponseBox;
 
-pub use self::handler::Handler;
-pub use self::request::Request;
+pub use self::request::{Handler, Request};
 
 use self::head::{Framing, Head};
 use self::input::Input;
@@ -73,11 +71,7 @@ enum Then {
     Close,
 }
 
-/// Reads one request and answers it.
-///
-/// # Errors
-///
-/// The connection has failed, or has ended within the head of the request.
+/// Reads one request and answers it. It fails if the connection does, or ends within the head of the request.
 fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
     let connection = Arc::clone(&input.connection);
     let reply = Reply::new(&connection, input.limits.write_timeout);

@@ -81,11 +81,8 @@ impl<'a> Reply<'a> {
     /// sent, duration. A response that cannot be sent is logged, and the client gets a 500.
     ///
     /// Returns whether the connection can go on: not if its end is that of the response, nor if the body has
-    /// failed half way, of which nothing else can inform the client.
-    ///
-    /// # Errors
-    ///
-    /// The client cannot be written to; `TimedOut` if it has taken nothing for too long.
+    /// failed half way, of which nothing else can inform the client. It fails if the client cannot be written
+    /// to, with `TimedOut` if it has taken nothing for too long.
     pub(crate) fn send(mut self, request: impl Display, response: ResponseBox) -> io::Result<bool> {
         let status = response.status_code().0;
         let delimiter = self.delimiter(&response);
@@ -142,9 +139,7 @@ impl Out<'_> {
         self.write_body(&mut response.into_reader(), delimiter)
     }
 
-    /// # Errors
-    ///
-    /// What must not be sent: it could split the response in two, or the client would wait for another.
+    /// Fails if it must not be sent: it could split the response in two, or the client would wait for another.
     fn write_head(&mut self, response: &ResponseBox, delimiter: Delimiter) -> Result<(), String> {
         let StatusCode(status) = response.status_code();
         if !(200..1000).contains(&status) {

@@ -16,12 +16,16 @@ use crate::server::Server;
 use crate::server::address::Address;
 use crate::server::listener::Listener;
 
-/// The beginning of a request with a body, and that of a chunked body.
-const POST: &str = "POST / HTTP/1.1\r\nHost: t\r\n";
+/// The beginning of a chunked body.
 const CHUNKED: &str = "Transfer-Encoding: chunked\r\n\r\n";
 
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n")
+}
+
+/// A request with these header fields and this body.
+fn post(path: &str, message: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: t\r\n{message}")
 }
 
 /// Serves a handler on a free port for as long as the result lives.
@@ -44,19 +48,29 @@ fn serve_within(
     (server, address)
 }
 
-/// Sends the input and then the end of input; returns what comes back, without the dates.
-fn talk(address: SocketAddr, input: impl AsRef<[u8]>) -> String {
+/// Sends the input on a new connection.
+fn send(address: SocketAddr, input: impl AsRef<[u8]>) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(input.as_ref()).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
-    rest(&mut stream)
+    stream
 }
 
-fn rest(stream: &mut TcpStream) -> String {
+/// Returns what comes back until the connection ends, without the dates.
+fn rest(mut stream: &TcpStream) -> String {
     let mut output = String::new();
     stream.read_to_string(&mut output).unwrap();
     let lines = output.split_inclusive('\n');
     lines.filter(|line| !line.starts_with("Date: ")).collect()
+}
+
+/// Ends the input; returns what comes back.
+fn end(stream: &TcpStream) -> String {
+    stream.shutdown(Shutdown::Write).unwrap();
+    rest(stream)
+}
+
+fn talk(address: SocketAddr, input: impl AsRef<[u8]>) -> String {
+    end(&send(address, input))
 }
 
 /// Answers with what it has understood of the request.
