@@ -125,8 +125,7 @@ fn unusable(parsed: httparse::Result<usize>, bytes: &[u8]) -> Refusal {
 fn names_a_version(bytes: &[u8]) -> bool {
     let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default().trim_ascii_end();
     let words: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-    matches!(words[..], [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]]
-        if major.is_ascii_digit() && minor.is_ascii_digit())
+    matches!(words[..], [_, _, [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']])
 }
 
 /// The header fields, and what they say about the message.

@@ -79,7 +79,7 @@ fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
     let head = match Head::read(&mut input, deadline) {
         Ok(head) => head,
         Err(error) => {
-            let reply = reply.to_malformed(input.unused());
+            let reply = reply.for_malformed(input.unused());
             return reply.refuse("- -", error.downcast()?).map(|_| Then::Linger);
         }
     };

@@ -22,20 +22,22 @@ const ACCESS_LOG: &str = "handover::access";
 /// How many bytes of a response are collected before they are written: a small one is sent in one piece.
 const PIECE: usize = 16 * 1024;
 
-/// How a request is answered.
-#[derive(Clone, Copy)]
+/// The answer to a request, on its way out.
 pub(crate) struct Reply<'a> {
     connection: &'a Connection,
     /// When the first bytes of the request had come.
     pub(super) begin: Instant,
     /// For how long the client may take nothing of the response.
     patience: Duration,
-    /// The request was HEAD.
-    without_body: bool,
+    /// The method is HEAD: there is no body.
+    is_head: bool,
     /// The client knows no chunks, and takes a connection for closed unless the response says otherwise.
     http_1_0: bool,
     /// The connection ends with this response.
     pub(super) last: bool,
+    collected: Vec<u8>,
+    /// How many bytes have been written. The status can be changed until there are any.
+    sent: usize,
 }
 
 /// How the end of a response's body is found.
@@ -57,24 +59,33 @@ enum Failure {
 impl<'a> Reply<'a> {
     /// The reply to a request that begins now, and of which nothing is known yet.
     pub(crate) fn new(connection: &'a Connection, patience: Duration) -> Reply<'a> {
-        let begin = Instant::now();
-        Reply { connection, begin, patience, without_body: false, http_1_0: false, last: false }
+        let (begin, collected) = (Instant::now(), Vec::with_capacity(512));
+        Reply {
+            connection,
+            begin,
+            patience,
+            is_head: false,
+            http_1_0: false,
+            last: false,
+            collected,
+            sent: 0,
+        }
     }
 
-    /// The reply to the request with this head.
+    /// The same, to the request with this head.
     pub(crate) fn to(self, head: &Head) -> Reply<'a> {
-        Reply { without_body: head.method == Method::Head, http_1_0: head.version.1 == 0, ..self }
+        Reply { is_head: head.method == Method::Head, http_1_0: head.version.1 == 0, ..self }
     }
 
-    /// The reply to input that was not understood as a request.
-    pub(crate) fn to_malformed(self, input: &[u8]) -> Reply<'a> {
-        Reply { without_body: input.starts_with(b"HEAD "), ..self }
+    /// The same, to input that was not understood as a request.
+    pub(crate) fn for_malformed(self, input: &[u8]) -> Reply<'a> {
+        Reply { is_head: input.starts_with(b"HEAD "), ..self }
     }
 
     /// Answers in place of the handler, as the last response on its connection.
     pub(crate) fn refuse(self, request: impl Display, refusal: Refusal) -> io::Result<bool> {
         log::debug!("{}: {refusal}", self.connection.peer());
-        Reply { last: true, ..self }.send(request, refusal.response())
+        Reply { last: true, collected: Vec::new(), ..self }.send(request, refusal.response())
     }
 
     /// Writes the response, and a line to the access log: peer, method, URL, status, bytes of the body as it was
@@ -87,13 +98,17 @@ impl<'a> Reply<'a> {
         let status = response.status_code().0;
         let delimiter = self.delimiter(&response);
         self.last |= delimiter == Delimiter::Close;
-        let mut out = Out { reply: self, collected: Vec::with_capacity(512), head: 0, sent: 0 };
-        let complete = match out.write(response, delimiter) {
+        let mut head = 0;
+        let written = self.write_head(&response, delimiter).and_then(|()| {
+            head = self.collected.len();
+            self.write_body(&mut response.into_reader(), delimiter)
+        });
+        let complete = match written {
             Ok(()) => true,
             Err(Failure::Client(error)) => return Err(error),
             Err(Failure::Response(fault)) => {
                 log::error!("the handler's response to {request} is faulty: {fault}");
-                if out.sent == 0 {
+                if self.sent == 0 {
                     return self.refuse(request, INTERNAL_ERROR);
                 }
                 false
@@ -101,54 +116,32 @@ impl<'a> Reply<'a> {
         };
         // The clock is read only if the line is wanted.
         if log::log_enabled!(target: ACCESS_LOG, Level::Info) {
-            let (peer, bytes, duration) = (self.connection.peer(), out.sent - out.head, self.begin.elapsed());
+            let (peer, bytes, duration) = (self.connection.peer(), self.sent - head, self.begin.elapsed());
             log::info!(target: ACCESS_LOG, "{peer} {request} {status} {bytes} {duration:?}");
         }
         Ok(complete && !self.last)
     }
 
-    fn delimiter(self, response: &ResponseBox) -> Delimiter {
+    fn delimiter(&self, response: &ResponseBox) -> Delimiter {
         match response.data_length() {
-            _ if self.without_body || has_no_body(response) => Delimiter::Length(0),
+            _ if self.is_head || has_no_body(response) => Delimiter::Length(0),
             Some(length) => Delimiter::Length(length as u64),
             None if self.http_1_0 => Delimiter::Close,
             None => Delimiter::Chunked,
         }
     }
-}
-
-/// Whatever its header fields say (RFC 9112 section 6.3).
-fn has_no_body(response: &ResponseBox) -> bool {
-    matches!(response.status_code().0, 204 | 304)
-}
-
-/// A response on its way out.
-struct Out<'a> {
-    reply: Reply<'a>,
-    collected: Vec<u8>,
-    /// The length of the head.
-    head: usize,
-    /// How many bytes have been written. The status can be changed until there are any.
-    sent: usize,
-}
-
-impl Out<'_> {
-    fn write(&mut self, response: ResponseBox, delimiter: Delimiter) -> Result<(), Failure> {
-        self.write_head(&response, delimiter).map_err(Failure::Response)?;
-        self.head = self.collected.len();
-        self.write_body(&mut response.into_reader(), delimiter)
-    }
 
     /// Fails if it must not be sent: it could split the response in two, or the client would wait for another.
-    fn write_head(&mut self, response: &ResponseBox, delimiter: Delimiter) -> Result<(), String> {
+    fn write_head(&mut self, response: &ResponseBox, delimiter: Delimiter) -> Result<(), Failure> {
         let StatusCode(status) = response.status_code();
         if !(200..1000).contains(&status) {
-            return Err(format!("the status {status} is not that of a final response"));
+            let fault = format!("the status {status} is not that of a final response");
+            return Err(Failure::Response(fault));
         }
         let reason = response.status_code().default_reason_phrase();
         self.line(&["HTTP/1.1 ", &status.to_string(), " ", reason]);
         for header in response.headers() {
-            check(header)?;
+            check(header).map_err(Failure::Response)?;
             self.line(&[header.field.as_str().as_str(), ": ", header.value.as_str()]);
         }
         if !response.headers().iter().any(|header| header.field.equiv("Date")) {
@@ -161,9 +154,9 @@ impl Out<'_> {
             None if delimiter == Delimiter::Chunked => self.line(&["Transfer-Encoding: chunked"]),
             None => {}
         }
-        if self.reply.last {
+        if self.last {
             self.line(&["Connection: close"]);
-        } else if self.reply.http_1_0 {
+        } else if self.http_1_0 {
             self.line(&["Connection: keep-alive"]);
         }
         self.line(&[]);
@@ -207,12 +200,16 @@ impl Out<'_> {
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
-        let Reply { connection, patience, .. } = self.reply;
-        connection.write_all(&self.collected, patience).map_err(Failure::Client)?;
+        self.connection.write_all(&self.collected, self.patience).map_err(Failure::Client)?;
         self.sent += self.collected.len();
         self.collected.clear();
         Ok(())
     }
+}
+
+/// Whatever its header fields say (RFC 9112 section 6.3).
+fn has_no_body(response: &ResponseBox) -> bool {
+    matches!(response.status_code().0, 204 | 304)
 }
 
 /// RFC 9110 sections 5.1 and 5.5: a name is a token, a value has no control characters but tabs.
