@@ -11,6 +11,9 @@ const FAILED: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/p
     Content-Length: 67\r\nConnection: close\r\n\r\n\
     500 Internal Server Error: the server failed to handle the request\n";
 
+const KEEP_ALIVE: &str = "Connection: Keep-Alive\r\n";
+const STREAMED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+
 /// Answers as the path asks for.
 fn answer(request: &mut Request) -> ResponseBox {
     match request.url() {
@@ -60,68 +63,80 @@ impl Read for Panicking {
     }
 }
 
+fn head(path: &str) -> String {
+    get(path).replace("GET", "HEAD")
+}
+
+fn http_1_0(path: &str, fields: &str) -> String {
+    format!("GET {path} HTTP/1.0\r\n{fields}\r\n")
+}
+
+/// The end of a request, with a body of this size.
+fn sized(size: usize) -> String {
+    format!("Content-Length: {size}\r\n\r\n{}", "x".repeat(size))
+}
+
+fn chunked(size: usize) -> String {
+    format!("{CHUNKED}{size:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(size))
+}
+
 #[test]
-fn a_response_says_whether_the_connection_goes_on() {
+fn a_connection_goes_on_after_a_response_that_has_an_end() {
     let (_server, address) = serve(answer);
-    let head = |path: &str| get(path).replace("GET", "HEAD");
-    let old = |path: &str, fields: &str| format!("GET {path} HTTP/1.0\r\n{fields}\r\n");
-    let keep_alive = "Connection: Keep-Alive\r\n";
-    let body = |size: usize| format!("Content-Length: {size}\r\n\r\n{}", "x".repeat(size));
-    let chunk = |size: usize| format!("{CHUNKED}{size:x}\r\n{}\r\n0\r\n\r\n", "x".repeat(size));
-    let waits = "Content-Length: 5\r\nExpect: 100-continue\r\n\r\n";
-    let sized = |size: usize, body: &str| format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n{body}");
-    let chunks = |text: &str| format!("HTTP/1.1 200 OK\r\n{CHUNKED}{text}\r\n");
-    let too_large = |fields| format!("HTTP/1.1 413 Payload Too Large\r\nContent-Length: 0\r\n{fields}\r\n");
     let limit = SKIP_LIMIT as usize;
+    let response = |rest: &str| format!("HTTP/1.1 {rest}");
+    // The rest of its body is small enough to be skipped.
+    let too_large = response("413 Payload Too Large\r\nContent-Length: 0\r\n\r\n");
     for (input, expected) in [
-        (old("/", keep_alive), ok_last("GET / []").replace("close", "keep-alive")),
-        (head("/unread"), sized(6, "")),
-        (head("/streamed"), "HTTP/1.1 200 OK\r\n\r\n".to_owned()),
-        (get("/204"), "HTTP/1.1 204 No Content\r\n\r\n".to_owned()),
-        (get("/304"), "HTTP/1.1 304 Not Modified\r\n\r\n".to_owned()),
+        (http_1_0("/", KEEP_ALIVE), ok_last("GET / []").replace("close", "keep-alive")),
+        (head("/unread"), response("200 OK\r\nContent-Length: 6\r\n\r\n")),
+        (head("/streamed"), response("200 OK\r\n\r\n")),
+        (get("/204"), response("204 No Content\r\n\r\n")),
+        (get("/304"), response("304 Not Modified\r\n\r\n")),
         (get("/large"), ok(&large())),
-        (get("/streamed"), chunks("5\r\nhello\r\n0\r\n")),
         (get("/long"), ok("abc")),
-        (post("/unread", &body(limit)), ok("unread")),
-        (post("/unread", &chunk(limit)), ok("unread")),
-        (post("/limited", &body(4)), ok("xxxx")),
-        // The rest is small enough to be skipped.
-        (post("/limited", &body(5)), too_large("")),
-        (post("/limited", &chunk(5)), too_large("")),
-        (post("/limited", &format!("{CHUNKED}3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")), too_large("")),
+        (get("/streamed"), format!("{STREAMED}5\r\nhello\r\n0\r\n\r\n")),
+        (post("/unread", &sized(limit)), ok("unread")),
+        (post("/unread", &chunked(limit)), ok("unread")),
+        (post("/limited", &sized(4)), ok("xxxx")),
+        (post("/limited", &sized(5)), too_large.clone()),
+        (post("/limited", &chunked(5)), too_large.clone()),
+        (post("/limited", &format!("{CHUNKED}3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")), too_large),
     ] {
         assert!(talk(address, input.repeat(2)) == expected.repeat(2), "{input:.100}");
     }
+}
+
+#[test]
+fn a_connection_ends_with_a_response_that_has_none_or_failed() {
+    let (_server, address) = serve(answer);
+    let other = send(address, "");
+    let large = SKIP_LIMIT as usize + 1;
     for (input, expected) in [
-        (old("/", ""), ok_last("GET / []")),
-        (old("/streamed", keep_alive), "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello".to_owned()),
-        (post("/unread", &body(limit + 1)), ok_last("unread")),
+        (http_1_0("/", ""), ok_last("GET / []")),
+        (http_1_0("/streamed", KEEP_ALIVE), "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello".to_owned()),
+        (post("/unread", &sized(large)), ok_last("unread")),
         // It is only known once the response has been sent.
-        (post("/unread", &chunk(limit + 1)), ok("unread")),
+        (post("/unread", &chunked(large)), ok("unread")),
         (get("/101"), FAILED.to_owned()),
         (get("/panic"), FAILED.to_owned()),
         (get("/panic/first"), FAILED.to_owned()),
         // The status is gone: what is left is to end without the chunk that ends a body.
-        (get("/panic/later"), chunks("1\r\nx")),
+        (get("/panic/later"), format!("{STREAMED}1\r\nx\r\n")),
     ] {
         assert!(talk(address, input.repeat(2)) == expected, "{input:.100}");
     }
-    // The body is not asked for, and whether it will come is not known, so the connection cannot go on.
-    assert_eq!(talk(address, post("/unread", waits)), ok_last("unread"));
-    assert_eq!(talk(address, post("/limited", waits)), too_large("Connection: close\r\n"));
-
-    let output = talk(address, get("/short") + &get("/"));
-    assert!(output.starts_with(&sized(50_000, "xxx")), "{output}");
+    let output = talk(address, get("/short").repeat(2));
+    assert!(output.starts_with("HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\nxxx"), "{output}");
     assert_eq!(output.matches("HTTP/1.1").count(), 1);
-}
 
-#[test]
-fn a_panic_costs_no_other_connection() {
-    let (_server, address) = serve(answer);
-    let other = send(address, "");
-    for path in ["/panic", "/panic/first", "/panic/later"] {
-        talk(address, get(path));
-    }
+    // The body is not asked for, and whether it will come is not known.
+    let waits = "Content-Length: 5\r\nExpect: 100-continue\r\n\r\n";
+    assert_eq!(talk(address, post("/unread", waits)), ok_last("unread"));
+    let too_large = "HTTP/1.1 413 Payload Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    assert_eq!(talk(address, post("/limited", waits)), too_large);
+
+    // None of that is of concern to another connection.
     (&other).write_all(get("/").as_bytes()).unwrap();
     assert_eq!(end(&other), ok("GET / []"));
 }
@@ -138,7 +153,7 @@ fn a_handler_cannot_split_a_response() {
 }
 
 #[test]
-fn requests_on_one_connection_are_answered_in_order() {
+fn requests_are_answered_in_order_even_if_they_come_byte_by_byte() {
     let (_server, address) = serve(describe);
     let input = "GET /1 HTTP/1.1\r\nHost: t\r\n\r\n\
                  POST /2 HTTP/1.1\r\nHost: t\r\nContent-Length: 3\r\n\r\nabc\
@@ -149,17 +164,12 @@ fn requests_on_one_connection_are_answered_in_order() {
                  GET /never HTTP/1.1\r\nHost: t\r\n\r\n";
     let expected = [ok("GET /1 []"), ok("POST /2 [abc]"), ok("PUT /3 [abc0123456789]"), ok_last("GET /4 []")];
     assert_eq!(talk(address, input), expected.concat());
-}
-
-#[test]
-fn a_request_may_come_byte_by_byte() {
-    let (_server, address) = serve(describe);
     let mut stream = send(address, "");
     stream.set_nodelay(true).unwrap();
-    for byte in post("/", &format!("{CHUNKED}4\r\nbody\r\n0\r\n\r\n")).bytes() {
+    for byte in input.bytes() {
         stream.write_all(&[byte]).unwrap();
     }
-    assert_eq!(end(&stream), ok("POST / [body]"));
+    assert_eq!(end(&stream), expected.concat());
 }
 
 #[test]
