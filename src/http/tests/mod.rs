@@ -56,7 +56,7 @@ fn send(address: SocketAddr, input: impl AsRef<[u8]>) -> TcpStream {
 }
 
 /// Returns what comes back until the connection ends, without the dates.
-fn rest(mut stream: &TcpStream) -> String {
+fn rest(mut stream: impl Read) -> String {
     let mut output = String::new();
     stream.read_to_string(&mut output).unwrap();
     let lines = output.split_inclusive('\n');
