@@ -60,7 +60,7 @@ impl Head {
         })
     }
 
-    /// Parses a head, and returns its length and what it says; `None` if it is not complete. Each time more has come it is
+    /// Returns the length of a head and what it says; `None` if it is not complete. Each time more has come it is
     /// parsed from its beginning, so that what cannot become a request is refused at once.
     fn parse(bytes: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
         let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];

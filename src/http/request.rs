@@ -51,7 +51,6 @@ pub struct Request {
     pub(super) head: Head,
     pub(super) body: Body,
     remote_addr: Option<SocketAddr>,
-    draining: bool,
 }
 
 impl Request {
@@ -60,9 +59,8 @@ impl Request {
             Peer::Network(address) => Some(address),
             Peer::Local => None,
         };
-        let draining = input.connection.is_draining();
         let body = Body::new(input, head.framing, head.expects_continue);
-        Request { head, body, remote_addr, draining }
+        Request { head, body, remote_addr }
     }
 
     /// The method.
@@ -140,9 +138,9 @@ impl Request {
         self.body.limit = bytes;
     }
 
-    /// Whether the process was draining when the request came: it no longer accepts connections, because it
-    /// has handed over or is stopping. A health check may report it.
+    /// Whether the process is draining: it no longer accepts connections, because it has handed over or is
+    /// stopping. A health check may report it.
     pub fn is_draining(&self) -> bool {
-        self.draining
+        self.body.input.connection.is_draining()
     }
 }

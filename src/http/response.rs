@@ -35,7 +35,8 @@ pub(crate) struct Reply<'a> {
     http_1_0: bool,
     /// The connection ends with this response.
     pub(super) last: bool,
-    collected: Vec<u8>,
+    /// What has been collected and not written.
+    out: Vec<u8>,
     /// How many bytes have been written. The status can be changed until there are any.
     sent: usize,
 }
@@ -59,17 +60,8 @@ enum Failure {
 impl<'a> Reply<'a> {
     /// The reply to a request that begins now, and of which nothing is known yet.
     pub(crate) fn new(connection: &'a Connection, patience: Duration) -> Reply<'a> {
-        let (begin, collected) = (Instant::now(), Vec::with_capacity(512));
-        Reply {
-            connection,
-            begin,
-            patience,
-            is_head: false,
-            http_1_0: false,
-            last: false,
-            collected,
-            sent: 0,
-        }
+        let (begin, out) = (Instant::now(), Vec::with_capacity(512));
+        Reply { connection, begin, patience, is_head: false, http_1_0: false, last: false, out, sent: 0 }
     }
 
     /// The same, to the request with this head.
@@ -85,7 +77,7 @@ impl<'a> Reply<'a> {
     /// Answers in place of the handler, as the last response on its connection.
     pub(crate) fn refuse(self, request: impl Display, refusal: Refusal) -> io::Result<bool> {
         log::debug!("{}: {refusal}", self.connection.peer());
-        Reply { last: true, collected: Vec::new(), ..self }.send(request, refusal.response())
+        Reply { last: true, out: Vec::new(), ..self }.send(request, refusal.response())
     }
 
     /// Writes the response, and a line to the access log: peer, method, URL, status, bytes of the body as it was
@@ -100,7 +92,7 @@ impl<'a> Reply<'a> {
         self.last |= delimiter == Delimiter::Close;
         let mut head = 0;
         let written = self.write_head(&response, delimiter).and_then(|()| {
-            head = self.collected.len();
+            head = self.out.len();
             self.write_body(&mut response.into_reader(), delimiter)
         });
         let complete = match written {
@@ -135,13 +127,14 @@ impl<'a> Reply<'a> {
     fn write_head(&mut self, response: &ResponseBox, delimiter: Delimiter) -> Result<(), Failure> {
         let StatusCode(status) = response.status_code();
         if !(200..1000).contains(&status) {
-            let fault = format!("the status {status} is not that of a final response");
-            return Err(Failure::Response(fault));
+            return Err(Failure::Response(format!("{status} is not the status of a final response")));
         }
         let reason = response.status_code().default_reason_phrase();
         self.line(&["HTTP/1.1 ", &status.to_string(), " ", reason]);
         for header in response.headers() {
-            check(header).map_err(Failure::Response)?;
+            if !is_valid(header) {
+                return Err(Failure::Response(format!("malformed header field {header:?}")));
+            }
             self.line(&[header.field.as_str().as_str(), ": ", header.value.as_str()]);
         }
         if !response.headers().iter().any(|header| header.field.equiv("Date")) {
@@ -165,7 +158,7 @@ impl<'a> Reply<'a> {
 
     fn line(&mut self, parts: &[&str]) {
         for part in parts.iter().chain(&["\r\n"]) {
-            self.collected.extend_from_slice(part.as_bytes());
+            self.out.extend_from_slice(part.as_bytes());
         }
     }
 
@@ -180,29 +173,29 @@ impl<'a> Reply<'a> {
             match delimiter {
                 Delimiter::Chunked => {
                     self.line(&[&format!("{read:x}")]);
-                    self.collected.extend_from_slice(&piece[..read]);
+                    self.out.extend_from_slice(&piece[..read]);
                     self.line(&[]);
                 }
                 Delimiter::Length(length) if read == 0 && body.limit() > 0 => {
                     let fault = format!("its body ended after {} of {length} bytes", length - body.limit());
                     return Err(Failure::Response(fault));
                 }
-                _ => self.collected.extend_from_slice(&piece[..read]),
+                _ => self.out.extend_from_slice(&piece[..read]),
             }
             if read == 0 {
                 return self.flush();
             }
             // Where the length is not known, the rest may be a long time coming.
-            if self.collected.len() >= PIECE || !matches!(delimiter, Delimiter::Length(_)) {
+            if self.out.len() >= PIECE || !matches!(delimiter, Delimiter::Length(_)) {
                 self.flush()?;
             }
         }
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
-        self.connection.write_all(&self.collected, self.patience).map_err(Failure::Client)?;
-        self.sent += self.collected.len();
-        self.collected.clear();
+        self.connection.write_all(&self.out, self.patience).map_err(Failure::Client)?;
+        self.sent += self.out.len();
+        self.out.clear();
         Ok(())
     }
 }
@@ -213,16 +206,12 @@ fn has_no_body(response: &ResponseBox) -> bool {
 }
 
 /// RFC 9110 sections 5.1 and 5.5: a name is a token, a value has no control characters but tabs.
-fn check(header: &Header) -> Result<(), String> {
+fn is_valid(header: &Header) -> bool {
     let (name, value) = (header.field.as_str().as_str(), header.value.as_str());
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    if name.is_empty() || !name.bytes().all(is_token) {
-        return Err(format!("{name:?} is not the name of a header field"));
-    }
-    if value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
-        return Err(format!("the value of the header field {name} has control characters: {value:?}"));
-    }
-    Ok(())
+    !name.is_empty()
+        && name.bytes().all(is_token)
+        && value.bytes().all(|byte| matches!(byte, b'\t' | b' '..=b'~'))
 }
 
 /// Reads from a body that the handler has made: it may fail, and it may panic.

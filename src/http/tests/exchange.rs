@@ -6,6 +6,7 @@ use tiny_http::{Header, Method, Response, ResponseBox, StatusCode};
 
 use super::{CHUNKED, describe, end, get, ok, ok_last, plain, post, rest, send, serve, talk};
 use crate::http::{Request, SKIP_LIMIT};
+use crate::options::Limits;
 
 const FAILED: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/plain; charset=UTF-8\r\n\
     Content-Length: 67\r\nConnection: close\r\n\r\n\
@@ -73,7 +74,7 @@ fn chunked(size: usize) -> String {
 
 #[test]
 fn a_connection_goes_on_after_a_response_that_has_an_end() {
-    let (_server, address) = serve(answer);
+    let (_server, address) = serve(Limits::default(), answer);
     let limit = SKIP_LIMIT as usize;
     let response = |rest: &str| format!("HTTP/1.1 {rest}");
     for (input, expected) in [
@@ -99,7 +100,7 @@ fn a_connection_goes_on_after_a_response_that_has_an_end() {
 
 #[test]
 fn a_connection_ends_with_a_response_that_has_none_or_failed() {
-    let (_server, address) = serve(answer);
+    let (_server, address) = serve(Limits::default(), answer);
     let other = send(address, "");
     let large = SKIP_LIMIT as usize + 1;
     for (input, expected) in [
@@ -136,14 +137,14 @@ fn a_handler_cannot_split_a_response() {
         [("X", "a\r\nSet-Cookie: b"), ("X", "a\nb"), ("X", "a\0b"), ("X\r\nY", "a"), ("X Y", "a"), ("", "a")]
     {
         let bad = Header::from_bytes(name, value).unwrap();
-        let (_server, address) = serve(move |_| plain("ok").with_header(bad.clone()));
+        let (_server, address) = serve(Limits::default(), move |_| plain("ok").with_header(bad.clone()));
         assert_eq!(talk(address, get("/")), FAILED, "{name:?}: {value:?}");
     }
 }
 
 #[test]
 fn requests_are_answered_in_order_even_if_they_come_byte_by_byte() {
-    let (_server, address) = serve(describe);
+    let (_server, address) = serve(Limits::default(), describe);
     let input = "GET /1 HTTP/1.1\r\nHost: t\r\n\r\n\
                  POST /2 HTTP/1.1\r\nHost: t\r\nContent-Length: 3\r\n\r\nabc\
                  \r\n\
@@ -163,7 +164,7 @@ fn requests_are_answered_in_order_even_if_they_come_byte_by_byte() {
 
 #[test]
 fn a_client_that_asks_for_the_end_is_waited_for_only_if_it_goes_on() {
-    let (_server, address) = serve(describe);
+    let (_server, address) = serve(Limits::default(), describe);
     for (behind, is_waited_for) in [("", false), ("GET /2 HTTP/1.1\r\nHost: t\r\n\r\n", true)] {
         let first = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
         let mut stream = send(address, first.to_owned() + behind);
@@ -178,7 +179,7 @@ fn a_client_that_asks_for_the_end_is_waited_for_only_if_it_goes_on() {
 
 #[test]
 fn continue_is_sent_when_the_handler_reads() {
-    let (_server, address) = serve(describe);
+    let (_server, address) = serve(Limits::default(), describe);
     let mut stream = send(address, post("/", "Content-Length: 2\r\nExpect: 100-continue\r\n\r\n"));
     let mut interim = [0; 25];
     stream.read_exact(&mut interim).unwrap();
@@ -189,7 +190,7 @@ fn continue_is_sent_when_the_handler_reads() {
 
 #[test]
 fn a_target_is_split_into_host_and_path() {
-    let (_server, address) = serve(|request| {
+    let (_server, address) = serve(Limits::default(), |request| {
         let hosts = request.headers().iter().filter(|header| header.field.equiv("Host"));
         plain(hosts.fold(request.url().to_owned(), |url, host| format!("{url} {}", host.value)))
     });
@@ -209,7 +210,7 @@ fn a_target_is_split_into_host_and_path() {
 
 #[test]
 fn a_handler_sees_the_request_as_it_was_sent() {
-    let (_server, address) = serve(|request| {
+    let (_server, address) = serve(Limits::default(), |request| {
         assert_eq!((request.method(), request.url()), (&Method::Patch, "/a?b=c"));
         assert_eq!(*request.http_version(), (1, 1));
         assert_eq!(request.body_length(), Some(2));

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
-use super::{CHUNKED, describe, get, ok, ok_last, plain, post, rest, send, serve, serve_within, talk};
+use super::{CHUNKED, describe, get, ok, ok_last, plain, post, rest, send, serve, talk};
 use crate::options::Limits;
 
 const SHORT: Duration = Duration::from_millis(50);
@@ -19,7 +19,7 @@ fn only_status(output: &str) -> u16 {
 
 /// A server, and a test that it refuses each of these texts, with what comes before and behind it.
 fn refuser() -> impl Fn(u16, &str, &[&str], &str) {
-    let (server, address) = serve(|request| {
+    let (server, address) = serve(Limits::default(), |request| {
         // Only one reaches a handler, because its first chunk is right.
         if request.url() != "/next" {
             request.as_reader().read_exact(&mut [0; 3]).unwrap();
@@ -100,7 +100,7 @@ fn what_is_too_large_is_refused_whether_it_has_an_end_or_not() {
 
 #[test]
 fn each_byte_is_accepted_where_the_grammar_has_it_and_else_refused() {
-    let (_server, address) = serve(|_| plain("ok"));
+    let (_server, address) = serve(Limits::default(), |_| plain("ok"));
     let only = |before: &str, behind: &str, is_accepted: &dyn Fn(u8) -> bool| {
         for byte in 0..=u8::MAX {
             let output = talk(address, [before.as_bytes(), &[byte], behind.as_bytes()].concat());
@@ -123,7 +123,7 @@ fn each_byte_is_accepted_where_the_grammar_has_it_and_else_refused() {
 
 #[test]
 fn what_cannot_become_a_request_is_refused_at_once() {
-    let (_server, address) = serve(describe);
+    let (_server, address) = serve(Limits::default(), describe);
     for (status, input) in [
         (400, "\x16\x03\x01\x02\0\x01"),
         (400, "SSH-2.0-OpenSSH_9.2\r\n"),
@@ -138,7 +138,7 @@ fn what_cannot_become_a_request_is_refused_at_once() {
 
 #[test]
 fn what_rfc_9112_lets_pass_is_understood() {
-    let (_server, address) = serve(describe);
+    let (_server, address) = serve(Limits::default(), describe);
     for host in ["t", "", " t", " t:80", " a-b_c.d:", " a%2F!*", " 127.0.0.1:80", " [::1]:80", " t\r\nX:"] {
         assert_eq!(talk(address, format!("GET / HTTP/1.1\r\nHost:{host}\r\n\r\n")), ok("GET / []"), "{host}");
     }
@@ -161,7 +161,7 @@ fn what_rfc_9112_lets_pass_is_understood() {
 #[test]
 fn a_head_that_trickles_in_is_answered_with_408() {
     let limits = Limits { head_timeout: 6 * SHORT, ..Limits::default() };
-    let (_server, address) = serve_within(limits, describe);
+    let (_server, address) = serve(limits, describe);
     let stream = send(address, "GET / HTTP/1.1\r\nX: ");
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -177,7 +177,7 @@ fn a_head_that_trickles_in_is_answered_with_408() {
 #[test]
 fn a_body_that_ends_early_or_does_not_come_is_refused() {
     let limits = Limits { body_timeout: SHORT, ..Limits::default() };
-    let (_server, address) = serve_within(limits, describe);
+    let (_server, address) = serve(limits, describe);
     let chunks = ["", "10\r\nhi", "2\r\nhi\r\n", "2\r\nhi\r\n0\r\n"].map(|body| format!("{CHUNKED}{body}"));
     for body in chunks.into_iter().chain(["Content-Length: 10\r\n\r\nhi".to_owned()]) {
         let input = post("/", &body);
@@ -190,19 +190,19 @@ fn a_body_that_ends_early_or_does_not_come_is_refused() {
 fn a_connection_without_a_request_is_closed() {
     // There is no request to answer.
     let limits = Limits { head_timeout: SHORT, ..Limits::default() };
-    let (_server, address) = serve_within(limits, describe);
+    let (_server, address) = serve(limits, describe);
     assert_eq!(rest(&send(address, "")), "");
     assert_eq!(talk(address, "GET / HTTP/1.1\r\nHost: t\r\n"), "");
 
     let limits = Limits { idle_timeout: SHORT, ..Limits::default() };
-    let (_server, address) = serve_within(limits, describe);
+    let (_server, address) = serve(limits, describe);
     assert_eq!(rest(&send(address, get("/"))), ok("GET / []"));
 }
 
 #[test]
 fn a_client_that_takes_nothing_of_its_response_is_given_up() {
     let limits = Limits { write_timeout: SHORT, ..Limits::default() };
-    let (server, address) = serve_within(limits, |_| plain("x".repeat(50_000_000)));
+    let (server, address) = serve(limits, |_| plain("x".repeat(50_000_000)));
     let mut stream = send(address, get("/"));
     // The response is on its way when its first byte has come; it ends when the server has given up.
     stream.read_exact(&mut [0]).unwrap();

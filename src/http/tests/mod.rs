@@ -29,12 +29,7 @@ fn post(path: &str, message: &str) -> String {
 }
 
 /// Serves a handler on a free port for as long as the result lives.
-fn serve(handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static) -> (Server, SocketAddr) {
-    serve_within(Limits::default(), handler)
-}
-
-/// The same with other limits.
-fn serve_within(
+fn serve(
     limits: Limits,
     handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
 ) -> (Server, SocketAddr) {
