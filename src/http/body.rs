@@ -120,7 +120,8 @@ impl Body {
                 Progress::Broken(kind) => return Err((*kind).into()),
                 Progress::ChunkSize => self.begin_chunk()?,
                 Progress::Chunk(0) => {
-                    self.parse(2, line_end)?;
+                    // CRLF alone, which is an empty trailer section.
+                    self.parse(2, trailers)?;
                     self.progress = Progress::ChunkSize;
                 }
                 Progress::Length(left) | Progress::Chunk(left) => {
@@ -187,15 +188,6 @@ fn chunk_line(bytes: &[u8]) -> Option<Parsed<u64>> {
     };
     let is_text = line.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
     (is_text && line.first().is_none_or(u8::is_ascii_hexdigit)).then_some(parsed)
-}
-
-/// The CRLF behind the data of a chunk.
-fn line_end(bytes: &[u8]) -> Option<Parsed<()>> {
-    match bytes {
-        [b'\r', b'\n', ..] => Some(Status::Complete((2, ()))),
-        [] | [b'\r'] => Some(Status::Partial),
-        _ => None,
-    }
 }
 
 /// The trailer section and the empty line behind it. As for chunks, each line ends in CRLF.

@@ -107,10 +107,9 @@ fn request_line<'a>(
 
 /// Why a head that httparse has seen is refused.
 fn unusable(parsed: httparse::Result<usize>, bytes: &[u8]) -> Refusal {
+    let line_length = bytes.iter().take_while(|&&byte| byte != b'\n').count();
     let (status, reason) = match parsed {
-        Ok(_) if bytes.iter().take(LARGEST_PIECE).any(|&byte| byte == b'\n') => {
-            (431, "the request head is larger than 16 KiB")
-        }
+        Ok(_) if line_length < LARGEST_PIECE => (431, "the request head is larger than 16 KiB"),
         Ok(_) => (414, "the request line is larger than 16 KiB"),
         Err(Error::TooManyHeaders) => (431, "more than 100 header fields"),
         Err(Error::Version) if names_a_version(bytes) => (505, "only versions 1.0 and 1.1 are spoken here"),

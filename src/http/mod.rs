@@ -20,7 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tiny_http::ResponseBox;
+use tiny_http::{Method, ResponseBox};
 
 pub use self::request::{Handler, Request};
 
@@ -74,17 +74,18 @@ enum Then {
 /// Reads one request and answers it. It fails if the connection does, or ends within the head of the request.
 fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
     let connection = Arc::clone(&input.connection);
-    let reply = Reply::new(&connection, input.limits.write_timeout);
+    let mut reply = Reply::new(&connection, input.limits.write_timeout);
     let deadline = later(reply.begin, input.limits.head_timeout);
     let head = match Head::read(&mut input, deadline) {
         Ok(head) => head,
         Err(error) => {
-            let reply = reply.for_malformed(input.unused());
+            reply.is_head = input.unused().starts_with(b"HEAD ");
             return reply.refuse("- -", error.downcast()?).map(|_| Then::Linger);
         }
     };
     log::debug!("{}: {head}", connection.peer());
-    let mut reply = reply.to(&head);
+    reply.is_head = head.method == Method::Head;
+    reply.http_1_0 = head.version.1 == 0;
     let mut request = Request::new(head, input);
     let response = handle(&mut request, handler);
     let Request { head, mut body, .. } = request;

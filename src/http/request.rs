@@ -33,10 +33,7 @@ pub trait Handler: Send + Sync + 'static {
     }
 }
 
-impl<F> Handler for F
-where
-    F: Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
-{
+impl<F: Fn(&mut Request) -> ResponseBox + Send + Sync + 'static> Handler for F {
     fn handle(&self, request: &mut Request) -> ResponseBox {
         self(request)
     }

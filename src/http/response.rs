@@ -11,9 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use httpdate::HttpDate;
 use log::Level;
-use tiny_http::{Header, Method, ResponseBox, StatusCode};
+use tiny_http::{Header, ResponseBox, StatusCode};
 
-use super::head::Head;
 use super::refusal::{INTERNAL_ERROR, Refusal};
 use crate::server::connection::Connection;
 
@@ -30,9 +29,9 @@ pub(crate) struct Reply<'a> {
     /// For how long the client may take nothing of the response.
     patience: Duration,
     /// The method is HEAD: there is no body.
-    is_head: bool,
+    pub(super) is_head: bool,
     /// The client knows no chunks, and takes a connection for closed unless the response says otherwise.
-    http_1_0: bool,
+    pub(super) http_1_0: bool,
     /// The connection ends with this response.
     pub(super) last: bool,
     /// What has been collected and not written.
@@ -62,16 +61,6 @@ impl<'a> Reply<'a> {
     pub(crate) fn new(connection: &'a Connection, patience: Duration) -> Reply<'a> {
         let (begin, out) = (Instant::now(), Vec::with_capacity(512));
         Reply { connection, begin, patience, is_head: false, http_1_0: false, last: false, out, sent: 0 }
-    }
-
-    /// The same, to the request with this head.
-    pub(crate) fn to(self, head: &Head) -> Reply<'a> {
-        Reply { is_head: head.method == Method::Head, http_1_0: head.version.1 == 0, ..self }
-    }
-
-    /// The same, to input that was not understood as a request.
-    pub(crate) fn for_malformed(self, input: &[u8]) -> Reply<'a> {
-        Reply { is_head: input.starts_with(b"HEAD "), ..self }
     }
 
     /// Answers in place of the handler, as the last response on its connection.

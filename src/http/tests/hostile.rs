@@ -160,8 +160,7 @@ fn what_rfc_9112_lets_pass_is_understood() {
 
 #[test]
 fn a_head_that_trickles_in_is_answered_with_408() {
-    let limits = Limits { head_timeout: 6 * SHORT, ..Limits::default() };
-    let (_server, address) = serve(limits, describe);
+    let (_server, address) = serve(Limits { head_timeout: 6 * SHORT, ..Limits::default() }, describe);
     let stream = send(address, "GET / HTTP/1.1\r\nX: ");
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -176,27 +175,24 @@ fn a_head_that_trickles_in_is_answered_with_408() {
 
 #[test]
 fn a_body_that_ends_early_or_does_not_come_is_refused() {
-    let limits = Limits { body_timeout: SHORT, ..Limits::default() };
-    let (_server, address) = serve(limits, describe);
+    let (_patient, patient) = serve(Limits::default(), describe);
+    let (_impatient, impatient) = serve(Limits { body_timeout: SHORT, ..Limits::default() }, describe);
     let chunks = ["", "10\r\nhi", "2\r\nhi\r\n", "2\r\nhi\r\n0\r\n"].map(|body| format!("{CHUNKED}{body}"));
     for body in chunks.into_iter().chain(["Content-Length: 10\r\n\r\nhi".to_owned()]) {
         let input = post("/", &body);
-        assert_eq!(only_status(&talk(address, &input)), 400, "{input}");
-        assert_eq!(only_status(&rest(&send(address, &input))), 408, "{input}");
+        assert_eq!(only_status(&talk(patient, &input)), 400, "{input}");
+        assert_eq!(only_status(&rest(&send(impatient, &input))), 408, "{input}");
     }
 }
 
 #[test]
 fn a_connection_without_a_request_is_closed() {
-    // There is no request to answer.
-    let limits = Limits { head_timeout: SHORT, ..Limits::default() };
-    let (_server, address) = serve(limits, describe);
+    let (_server, address) = serve(Limits { head_timeout: SHORT, ..Limits::default() }, describe);
     assert_eq!(rest(&send(address, "")), "");
-    assert_eq!(talk(address, "GET / HTTP/1.1\r\nHost: t\r\n"), "");
-
-    let limits = Limits { idle_timeout: SHORT, ..Limits::default() };
-    let (_server, address) = serve(limits, describe);
+    let (_server, address) = serve(Limits { idle_timeout: SHORT, ..Limits::default() }, describe);
     assert_eq!(rest(&send(address, get("/"))), ok("GET / []"));
+    // Neither is there one to answer if it ends in its head.
+    assert_eq!(talk(address, "GET / HTTP/1.1\r\nHost: t\r\n"), "");
 }
 
 #[test]

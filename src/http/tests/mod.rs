@@ -4,7 +4,7 @@ mod exchange;
 mod hostile;
 mod random;
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, RwLock};
 
@@ -51,11 +51,9 @@ fn send(address: SocketAddr, input: impl AsRef<[u8]>) -> TcpStream {
 }
 
 /// Returns what comes back until the connection ends, without the dates.
-fn rest(mut stream: impl Read) -> String {
-    let mut output = String::new();
-    stream.read_to_string(&mut output).unwrap();
-    let lines = output.split_inclusive('\n');
-    lines.filter(|line| !line.starts_with("Date: ")).collect()
+fn rest(stream: impl Read) -> String {
+    let output = io::read_to_string(stream).unwrap();
+    output.split_inclusive('\n').filter(|line| !line.starts_with("Date: ")).collect()
 }
 
 /// Ends the input; returns what comes back.
@@ -70,9 +68,8 @@ fn talk(address: SocketAddr, input: impl AsRef<[u8]>) -> String {
 
 /// Answers with what it has understood of the request.
 fn describe(request: &mut Request) -> ResponseBox {
-    let mut body = String::new();
-    match request.as_reader().read_to_string(&mut body) {
-        Ok(_) => plain(format!("{} {} [{body}]", request.method(), request.url())),
+    match io::read_to_string(request.as_reader()) {
+        Ok(body) => plain(format!("{} {} [{body}]", request.method(), request.url())),
         Err(error) => plain(format!("failed: {}", error.kind())),
     }
 }
