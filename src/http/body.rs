@@ -8,6 +8,7 @@ use httparse::Status;
 use super::head::Framing;
 use super::input::{Input, LARGEST_PIECE};
 use super::refusal::Refusal;
+use crate::deadline::after;
 
 /// The longest line with the size of a chunk, in bytes. The rest of it can only be extensions, which are
 /// ignored.
@@ -92,7 +93,7 @@ impl Body {
     /// for which a client may send nothing.
     pub(crate) fn skip(&mut self, limit: u64) -> io::Result<bool> {
         self.limit = u64::MAX;
-        let deadline = self.input.body_deadline();
+        let deadline = after(self.input.limits.body_timeout);
         let mut skipped = 0;
         let mut piece = [0; 4096];
         while skipped <= limit && Instant::now() < deadline {
@@ -126,7 +127,7 @@ impl Body {
                 }
                 Progress::Length(left) | Progress::Chunk(left) => {
                     let most = target.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                    let read = self.input.read(&mut target[..most], self.input.body_deadline())?;
+                    let read = self.input.read(&mut target[..most], after(self.input.limits.body_timeout))?;
                     *left -= read as u64;
                     return Ok(read);
                 }
@@ -147,7 +148,7 @@ impl Body {
     }
 
     fn parse<T>(&mut self, longest: usize, parse: fn(&[u8]) -> Option<Parsed<T>>) -> io::Result<T> {
-        let deadline = self.input.body_deadline();
+        let deadline = after(self.input.limits.body_timeout);
         self.input.parse(deadline, |bytes| match parse(bytes) {
             Some(Status::Complete((length, value))) if length <= longest => Ok(Some((length, value))),
             Some(Status::Partial) if bytes.len() <= longest => Ok(None),

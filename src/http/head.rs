@@ -33,7 +33,7 @@ pub(crate) struct Head {
 }
 
 /// The values that are not ASCII, as they were sent, and the indices of their fields.
-pub(crate) type ObsText = Vec<(usize, Vec<u8>)>;
+type ObsText = Vec<(usize, Vec<u8>)>;
 
 /// How the end of a request's body is found (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +78,8 @@ impl Head {
         };
         let fields = Fields(request.headers);
         fields.check_host(minor)?;
-        let (headers, obs_text) = fields.headers(authority)?;
+        let (headers, obs_text) =
+            fields.headers(authority).ok_or(Refusal::new(400, "malformed header field"))?;
         let head = Head {
             method,
             url,
@@ -144,12 +145,12 @@ impl<'a> Fields<'a> {
 
     /// The fields in their order; but with the authority of an absolute target, if there is one, Host comes
     /// first and is that (RFC 9112 section 3.2.2).
-    fn headers(&self, authority: Option<&str>) -> Result<(Vec<Header>, ObsText), Refusal> {
+    fn headers(&self, authority: Option<&str>) -> Option<(Vec<Header>, ObsText)> {
         let host = authority.map(|authority| ("Host", authority.as_bytes()));
         let fields = self.0.iter().map(|field| (field.name, field.value));
         let fields = fields.filter(|(name, _)| host.is_none() || !name.eq_ignore_ascii_case("Host"));
         let mut headers = Vec::with_capacity(self.0.len() + 1);
-        let mut obs_text = ObsText::new();
+        let mut obs_text = Vec::new();
         for (name, value) in host.into_iter().chain(fields) {
             let header = if value.is_ascii() {
                 Header::from_bytes(name, value)
@@ -157,9 +158,9 @@ impl<'a> Fields<'a> {
                 obs_text.push((headers.len(), value.to_owned()));
                 Header::from_bytes(name, percent_encoded(value))
             };
-            headers.push(header.map_err(|()| Refusal::new(400, "malformed header field"))?);
+            headers.push(header.ok()?);
         }
-        Ok((headers, obs_text))
+        Some((headers, obs_text))
     }
 
     /// RFC 9112 section 3.2.
@@ -220,6 +221,5 @@ fn percent_encoded(value: &[u8]) -> String {
 
 /// Digits only: no sign, no list, no white space, and no more than fits.
 fn decimal(digits: &[u8]) -> Option<u64> {
-    let digits = str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
-    digits.parse().ok()
+    str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?.parse().ok()
 }

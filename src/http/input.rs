@@ -31,11 +31,6 @@ impl Input {
         Input { connection, limits, buffer: Vec::new(), used: 0 }
     }
 
-    /// Until when the client may send nothing of a body.
-    pub(crate) fn body_deadline(&self) -> Instant {
-        after(self.limits.body_timeout)
-    }
-
     /// What has been read and not used.
     pub(crate) fn unused(&self) -> &[u8] {
         &self.buffer[self.used..]
