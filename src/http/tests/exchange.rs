@@ -12,14 +12,14 @@ const FAILED: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/p
     Content-Length: 67\r\nConnection: close\r\n\r\n\
     500 Internal Server Error: the server failed to handle the request\n";
 
-const KEEP_ALIVE: &str = "Connection: Keep-Alive\r\n";
+const KEEP_ALIVE: &str = "GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n";
 const STREAMED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 /// Answers as the path asks for.
 fn answer(request: &mut Request) -> ResponseBox {
     match request.url() {
         "/unread" => plain("unread"),
-        "/large" => plain(large()),
+        "/large" => plain("0123456789".repeat(100_000)),
         "/101" => Response::empty(101).boxed(),
         "/204" => Response::empty(204).boxed(),
         "/304" => Response::empty(304).boxed(),
@@ -42,10 +42,6 @@ fn response(length: Option<usize>, body: impl Read + Send + 'static) -> Response
     Response::new(StatusCode(200), Vec::new(), body, length, None).boxed()
 }
 
-fn large() -> String {
-    ('a'..='z').cycle().take(1_000_000).collect()
-}
-
 /// A body that cannot be read.
 struct Panicking;
 
@@ -53,14 +49,6 @@ impl Read for Panicking {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         panic!("as the test wants it")
     }
-}
-
-fn head(path: &str) -> String {
-    get(path).replace("GET", "HEAD")
-}
-
-fn http_1_0(path: &str, fields: &str) -> String {
-    format!("GET {path} HTTP/1.0\r\n{fields}\r\n")
 }
 
 /// The end of a request, with a body of this size.
@@ -77,33 +65,33 @@ fn a_connection_goes_on_if_the_end_of_the_response_is_known() {
     let (_server, address) = serve(Limits::default(), answer);
     let other = send(address, "");
     let limit = SKIP_LIMIT as usize;
-    let response = |rest: &str| format!("HTTP/1.1 {rest}");
+    let too_large = &ok("failed: file too large");
     for (answers, input, expected) in [
-        (1, http_1_0("/", ""), ok_last("GET / []")),
-        (2, http_1_0("/", KEEP_ALIVE), ok_last("GET / []").replace("close", "keep-alive")),
-        (2, head("/unread"), response("200 OK\r\nContent-Length: 6\r\n\r\n")),
-        (2, head("/streamed"), response("200 OK\r\n\r\n")),
-        (2, get("/204"), response("204 No Content\r\n\r\n")),
-        (2, get("/304"), response("304 Not Modified\r\n\r\n")),
-        (2, get("/large"), ok(&large())),
-        (2, get("/long"), ok("abc")),
-        (2, get("/streamed"), format!("{STREAMED}5\r\nhello\r\n0\r\n\r\n")),
-        (1, http_1_0("/streamed", KEEP_ALIVE), response("200 OK\r\nConnection: close\r\n\r\nhello")),
-        (2, post("/unread", &sized(limit)), ok("unread")),
-        (1, post("/unread", &sized(limit + 1)), ok_last("unread")),
-        (2, post("/unread", &chunked(limit)), ok("unread")),
+        (1, "GET / HTTP/1.0\r\n\r\n", &ok_last("GET / []")[..]),
+        (2, KEEP_ALIVE, &ok_last("GET / []").replace("close", "keep-alive")),
+        (2, &get("/unread").replace("GET", "HEAD"), "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"),
+        (2, &get("/streamed").replace("GET", "HEAD"), "HTTP/1.1 200 OK\r\n\r\n"),
+        (2, &get("/204"), "HTTP/1.1 204 No Content\r\n\r\n"),
+        (2, &get("/304"), "HTTP/1.1 304 Not Modified\r\n\r\n"),
+        (2, &get("/large"), &ok(&"0123456789".repeat(100_000))),
+        (2, &get("/long"), &ok("abc")),
+        (2, &get("/streamed"), &format!("{STREAMED}5\r\nhello\r\n0\r\n\r\n")),
+        (1, &KEEP_ALIVE.replace("/ ", "/streamed "), "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello"),
+        (2, &post("/unread", &sized(limit)), &ok("unread")),
+        (1, &post("/unread", &sized(limit + 1)), &ok_last("unread")),
+        (2, &post("/unread", &chunked(limit)), &ok("unread")),
         // It is only known once the response has been sent.
-        (1, post("/unread", &chunked(limit + 1)), ok("unread")),
-        (2, post("/limited", &sized(4)), ok("POST /limited [xxxx]")),
+        (1, &post("/unread", &chunked(limit + 1)), &ok("unread")),
+        (2, &post("/limited", &sized(4)), &ok("POST /limited [xxxx]")),
         // The rest is small enough to be skipped.
-        (2, post("/limited", &sized(5)), ok("failed: file too large")),
-        (2, post("/limited", &chunked(5)), ok("failed: file too large")),
-        (2, post("/limited", CHUNKED) + "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", ok("failed: file too large")),
-        (1, get("/101"), FAILED.to_owned()),
-        (1, get("/panic"), FAILED.to_owned()),
-        (1, get("/panic/first"), FAILED.to_owned()),
+        (2, &post("/limited", &sized(5)), too_large),
+        (2, &post("/limited", &chunked(5)), too_large),
+        (2, &(post("/limited", CHUNKED) + "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"), too_large),
+        (1, &get("/101"), FAILED),
+        (1, &get("/panic"), FAILED),
+        (1, &get("/panic/first"), FAILED),
         // The status is gone: what is left is to end without the chunk that ends a body.
-        (1, get("/panic/later"), format!("{STREAMED}1\r\nx\r\n")),
+        (1, &get("/panic/later"), &format!("{STREAMED}1\r\nx\r\n")),
     ] {
         assert!(talk(address, input.repeat(2)) == expected.repeat(answers), "{input:.100}");
     }
