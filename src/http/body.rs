@@ -39,16 +39,13 @@ enum Progress {
     Broken(io::ErrorKind),
 }
 
-/// Behind the body.
-const COMPLETE: Progress = Progress::Length(0);
-
 impl Body {
     pub(crate) fn new(input: Input, framing: Framing, expects_continue: bool) -> Body {
         let progress = match framing {
             Framing::Length(length) => Progress::Length(length),
             Framing::Chunked => Progress::ChunkSize,
         };
-        let continue_owed = expects_continue && progress != COMPLETE && input.unused().is_empty();
+        let continue_owed = expects_continue && progress != Progress::Length(0) && input.unused().is_empty();
         Body { input, progress, continue_owed, limit: u64::MAX }
     }
 
@@ -86,23 +83,21 @@ impl Body {
 
     /// Whether the body is complete, and something behind it has come: the beginning of the next request.
     pub(crate) fn is_followed(&self) -> bool {
-        self.progress == COMPLETE && (!self.input.unused().is_empty() || self.input.connection.has_unread())
+        self.progress == Progress::Length(0)
+            && (!self.input.unused().is_empty() || self.input.connection.has_unread())
     }
 
-    /// Discards the rest, and returns whether its end was reached: within `limit` bytes, and within the time
-    /// for which a client may send nothing.
-    pub(crate) fn skip(&mut self, limit: u64) -> io::Result<bool> {
-        self.limit = u64::MAX;
+    /// Discards the rest: within `limit` bytes, and within the time for which a client may send nothing.
+    pub(crate) fn skip(&mut self, limit: u64) -> io::Result<()> {
+        self.limit = limit;
         let deadline = after(self.input.limits.body_timeout);
-        let mut skipped = 0;
         let mut piece = [0; 4096];
-        while skipped <= limit && Instant::now() < deadline {
-            match self.read(&mut piece)? {
-                0 => return Ok(true),
-                read => skipped += read as u64,
+        while Instant::now() < deadline {
+            if self.read(&mut piece)? == 0 {
+                return Ok(());
             }
         }
-        Ok(false)
+        Err(io::ErrorKind::TimedOut.into())
     }
 
     fn send_continue(&mut self) -> io::Result<()> {
@@ -142,7 +137,7 @@ impl Body {
         self.progress = Progress::Chunk(size);
         if size == 0 {
             self.parse(LARGEST_PIECE, trailers)?;
-            self.progress = COMPLETE;
+            self.progress = Progress::Length(0);
         }
         Ok(())
     }

@@ -55,7 +55,9 @@ impl Head {
     /// which is then still in the input, or because the connection has failed or ended.
     pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Head> {
         input.parse(deadline, Head::parse).map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut => Refusal::new(408, "the request head did not come in time").into(),
+            io::ErrorKind::TimedOut => {
+                io::Error::other(Refusal::new(408, "the request head did not come in time"))
+            }
             _ => error,
         })
     }
@@ -212,10 +214,8 @@ impl<'a> Fields<'a> {
 
 /// A value as tiny_http's `Header` can hold it, which is ASCII only.
 fn percent_encoded(value: &[u8]) -> String {
-    let encode = |&byte: &u8| match byte {
-        0..0x80 => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
+    let encode =
+        |&byte: &u8| if byte.is_ascii() { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     value.iter().map(encode).collect()
 }
 

@@ -1,7 +1,7 @@
 //! The input of a connection: read in large pieces, used in small ones.
 
 use std::cell::LazyCell;
-use std::io;
+use std::io::{self, ErrorKind::InvalidData};
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -69,7 +69,8 @@ impl Input {
         parse: impl Fn(&[u8]) -> Result<Option<(usize, T)>, Refusal>,
     ) -> io::Result<T> {
         loop {
-            if let Some((length, value)) = parse(self.unused())? {
+            let parsed = parse(self.unused());
+            if let Some((length, value)) = parsed.map_err(|refusal| io::Error::new(InvalidData, refusal))? {
                 self.used += length;
                 return Ok(value);
             }

@@ -101,8 +101,8 @@ fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
         return Ok(if is_over { Then::Close } else { Then::Linger });
     }
     match body.skip(SKIP_LIMIT) {
-        Ok(true) => Ok(Then::Next(body.input)),
-        _ => Ok(Then::Linger),
+        Ok(()) => Ok(Then::Next(body.input)),
+        Err(_) => Ok(Then::Linger),
     }
 }
 

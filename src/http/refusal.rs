@@ -1,7 +1,7 @@
 //! The responses of the server itself, to requests that are refused.
 
 use std::error::Error;
-use std::{fmt, io};
+use std::fmt;
 
 use tiny_http::{Response, ResponseBox, StatusCode};
 
@@ -32,10 +32,3 @@ impl fmt::Display for Refusal {
 }
 
 impl Error for Refusal {}
-
-/// The input cannot be used.
-impl From<Refusal> for io::Error {
-    fn from(refusal: Refusal) -> io::Error {
-        io::Error::new(io::ErrorKind::InvalidData, refusal)
-    }
-}
