@@ -54,10 +54,9 @@ impl Head {
     /// Reads a head, of which the input has at least the first byte. It fails with a [`Refusal`] of the request,
     /// which is then still in the input, or because the connection has failed or ended.
     pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Head> {
+        const TOO_SLOW: Refusal = Refusal::new(408, "the request head did not come in time");
         input.parse(deadline, Head::parse).map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut => {
-                io::Error::other(Refusal::new(408, "the request head did not come in time"))
-            }
+            io::ErrorKind::TimedOut => io::Error::other(TOO_SLOW),
             _ => error,
         })
     }

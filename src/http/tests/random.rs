@@ -17,23 +17,21 @@ use crate::server::address::Address;
 use crate::server::connection::{Connection, Peer};
 use crate::server::registry::Registry;
 
-/// Seeds for one second, other ones each time. To repeat a failure, set HANDOVER_SEED to the seed that it prints.
-fn seeds() -> impl Iterator<Item = u64> {
+/// Seeds for one second, other ones each time, and what follows from them. To repeat a failure, set HANDOVER_SEED
+/// to the seed that it prints.
+fn seeds() -> impl Iterator<Item = (u64, Random)> {
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
     let first = env::var("HANDOVER_SEED").map_or(now, |seed| seed.parse().unwrap());
     eprintln!("HANDOVER_SEED={first}");
     let end = after(Duration::from_secs(1));
-    (first..).take_while(move |&seed| seed == first || Instant::now() < end)
+    let seeds = (first..).take_while(move |&seed| seed == first || Instant::now() < end);
+    seeds.map(|seed| (seed, Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)))
 }
 
 /// Xorshift: the same numbers for the same seed, so that a failure can be repeated.
 struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
     fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -43,11 +41,6 @@ impl Random {
 
     fn choose<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
-    }
-
-    /// A text of at most `most` characters.
-    fn text(&mut self, most: usize) -> String {
-        (0..self.below(most + 1)).map(|_| self.choose(&['a', 'b', '0', ' ', '\r', '\n', 'z'])).collect()
     }
 }
 
@@ -62,7 +55,8 @@ fn request(random: &mut Random, number: usize) -> (String, String) {
         let value = random.choose(&["v", " ", "\u{e4}"]);
         head += &format!("X-{field}: {}{end}", value.repeat(random.below(40)));
     }
-    let body = random.text(600);
+    let letters = ['a', 'b', '0', ' ', '\r', '\n', 'z'];
+    let body: String = (0..random.below(601)).map(|_| random.choose(&letters)).collect();
     let message = match random.below(3) {
         0 => return (head + end, ok(&format!("{method} /{number} []"))),
         1 => format!("{head}Content-Length: {}{end}{end}{body}", body.len()),
@@ -126,8 +120,7 @@ fn talk_in_pieces(random: &mut Random, mut input: &[u8]) -> (String, usize) {
 
 #[test]
 fn well_formed_requests_are_answered_however_they_are_cut() {
-    for seed in seeds() {
-        let random = &mut Random::new(seed);
+    for (seed, ref mut random) in seeds() {
         let count = 1 + random.below(8);
         let (inputs, expected): (Vec<String>, Vec<String>) =
             (0..count).map(|number| request(random, number)).unzip();
@@ -170,8 +163,7 @@ fn skip_right_answers(mut output: &str) -> (usize, &str) {
 
 #[test]
 fn what_is_not_well_formed_is_answered_or_refused() {
-    for seed in seeds() {
-        let random = &mut Random::new(seed);
+    for (seed, ref mut random) in seeds() {
         let input = match random.below(5) {
             0 => (0..random.below(2000)).map(|_| random.below(256) as u8).collect(),
             1 => (0..random.below(2000)).map(|_| random.choose(b"GET / HTTP/1.\r\n: chunked")).collect(),
