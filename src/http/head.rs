@@ -51,8 +51,8 @@ impl fmt::Display for Head {
 }
 
 impl Head {
-    /// Reads a head, of which the input has at least the first byte. It fails with a [`Refusal`] of the request,
-    /// which is then still in the input, or because the connection has failed or ended.
+    /// Reads a head, of which the input has at least the first byte. It fails with a [`Refusal`] of the
+    /// request, which is then still in the input, or because the connection has failed or ended.
     pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Head> {
         const TOO_SLOW: Refusal = Refusal::new(408, "the request head did not come in time");
         input.parse(deadline, Head::parse).map_err(|error| match error.kind() {
@@ -61,8 +61,8 @@ impl Head {
         })
     }
 
-    /// Returns the length of a head and what it says; `None` if it is not complete. Each time more has come it is
-    /// parsed from its beginning, so that what cannot become a request is refused at once.
+    /// Returns the length of a head and what it says; `None` if it is not complete. Each time more has come,
+    /// it is parsed from its beginning, so that what cannot become a request is refused at once.
     fn parse(bytes: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
         let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
         let mut request = httparse::Request::new(&mut []);

@@ -61,8 +61,8 @@ impl Input {
     /// Parses what is at the beginning of the input, and uses it. While that is not complete, `parse` returns
     /// `None`; then its length and what it says.
     ///
-    /// It fails with `UnexpectedEof` at the end of the input, with `TimedOut` at the deadline, with what recv(2)
-    /// fails with, or with what `parse` does.
+    /// It fails with `UnexpectedEof` at the end of the input, with `TimedOut` at the deadline, with what
+    /// recv(2) fails with, or with what `parse` does.
     pub(crate) fn parse<T>(
         &mut self,
         deadline: Instant,

@@ -69,8 +69,8 @@ impl<'a> Reply<'a> {
         Reply { last: true, out: Vec::new(), ..self }.send(request, refusal.response())
     }
 
-    /// Writes the response, and a line to the access log: peer, method, URL, status, bytes of the body as it was
-    /// sent, duration. A response that cannot be sent is logged, and the client gets a 500.
+    /// Writes the response, and a line to the access log: peer, method, URL, status, bytes of the body as it
+    /// was sent, duration. A response that cannot be sent is logged, and the client gets a 500.
     ///
     /// Returns whether the connection can go on: not if its end is that of the response, nor if the body has
     /// failed half way, of which nothing else can inform the client. It fails if the client cannot be written

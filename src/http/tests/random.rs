@@ -17,8 +17,8 @@ use crate::server::address::Address;
 use crate::server::connection::{Connection, Peer};
 use crate::server::registry::Registry;
 
-/// Seeds for one second, other ones each time, and what follows from them. To repeat a failure, set HANDOVER_SEED
-/// to the seed that it prints.
+/// Seeds for one second, other ones each time, and what follows from them. To repeat a failure, set
+/// HANDOVER_SEED to the seed that it prints.
 fn seeds() -> impl Iterator<Item = (u64, Random)> {
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
     let first = env::var("HANDOVER_SEED").map_or(now, |seed| seed.parse().unwrap());
