@@ -1,6 +1,5 @@
 //! Deadlines, and waiting for descriptors until one has passed.
 
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +10,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 /// How long to wait before something is tried again that only time can help.
 pub(crate) const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// The instant that lies this far in the future.
 pub(crate) fn after(duration: Duration) -> Instant {
     later(Instant::now(), duration)
 }
@@ -35,8 +33,13 @@ pub(crate) fn has_come(event: &PollFd<'_>) -> bool {
 /// Waits for one of the events, at most until the deadline, and returns whether one has come. Neither a
 /// signal nor a lack of memory ends the wait.
 pub(crate) fn poll_until(events: &mut [PollFd<'_>], deadline: Option<Instant>) -> bool {
+    // In milliseconds, rounded up, so that a wait does not end just before the deadline and then spin.
+    let timeout = |deadline: Instant| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
+    };
     loop {
-        match poll(events, deadline.map_or(PollTimeout::NONE, timeout_until)) {
+        match poll(events, deadline.map_or(PollTimeout::NONE, timeout)) {
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return true,
             // Time may bring what poll(2) lacks.
@@ -45,38 +48,5 @@ pub(crate) fn poll_until(events: &mut [PollFd<'_>], deadline: Option<Instant>) -
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return false;
         }
-    }
-}
-
-/// In milliseconds, rounded up, so that a wait does not end just before the deadline and then spin.
-pub(crate) fn timeout_until(deadline: Instant) -> PollTimeout {
-    let left = deadline.saturating_duration_since(Instant::now());
-    PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
-}
-
-/// Wakes a thread that waits with [`poll_until`].
-pub(crate) struct Waker {
-    woken: PipeReader,
-    wake: PipeWriter,
-}
-
-impl Waker {
-    pub(crate) fn new() -> io::Result<Waker> {
-        let (woken, wake) = io::pipe()?;
-        Ok(Waker { woken, wake })
-    }
-
-    pub(crate) fn wake(&self) {
-        let _ = (&self.wake).write_all(&[0]);
-    }
-
-    /// The event to wait for. It stays until it is [cleared](Self::clear).
-    pub(crate) fn woken(&self) -> PollFd<'_> {
-        readable(&self.woken)
-    }
-
-    /// Forgets that it has been woken, which it has been.
-    pub(crate) fn clear(&self) {
-        let _ = (&self.woken).read(&mut [0; 64]);
     }
 }

@@ -49,8 +49,7 @@ static FLAGS: [Flag; 22] = [
         .help("Take over the listening sockets from descriptor 3 on"),
     Flag::new("    --pid-file PATH", |s, v| path(v).map(|v| s.options.pid_file = Some(v)))
         .help("Write the process ID to PATH"),
-    Flag::argument("    --config PATH", |s, v| path(v).map(|v| s.config = Some(v)))
-        .help("Read more options from PATH; again on SIGUSR1"),
+    Flag::argument("    --config PATH", |_, _| Ok(())).help("Read more options from PATH; again on SIGUSR1"),
     Flag::new("    --drain-timeout TIME", |s, v| time(v).map(|v| s.options.drain_timeout = v))
         .help("Cut what is in flight TIME after a handover or stop [20s]"),
     Flag::new("    --ready-timeout TIME", |s, v| time(v).map(|v| s.options.ready_timeout = v))
@@ -98,8 +97,8 @@ pub(super) struct Flag {
 }
 
 /// Sets an option to a value; or else what the value should be.
-pub(super) type Set = fn(&mut Settings, &OsStr) -> Result<(), Expected>;
-pub(super) type Expected = &'static str;
+type Set = fn(&mut Settings, &OsStr) -> Result<(), Expected>;
+type Expected = &'static str;
 
 impl Flag {
     const fn new(usage: &'static str, set: Set) -> Flag {
@@ -189,6 +188,7 @@ pub(super) fn help() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::settings::Entry;
 
     #[test]
     fn every_option_is_in_the_manual_and_its_default_in_the_help() {
@@ -199,7 +199,8 @@ mod tests {
             assert!(manual.lines().any(item), "--{name} is not in the manual");
             if let Some((_, default)) = flag.help.rsplit_once('[') {
                 let mut settings = Settings::default();
-                settings.apply(&[(flag, default.trim_end_matches(']').into())]).unwrap();
+                let (origin, value) = (name.to_owned(), default.trim_end_matches(']').into());
+                settings.apply(&[Entry { origin, flag, value }]).unwrap();
                 assert_eq!(format!("{settings:?}"), format!("{:?}", Settings::default()));
             }
         }

@@ -1,13 +1,11 @@
-//! The settings of the command: what the command line and the configuration file make of the options.
-//!
-//! The file is applied first and the command line second, so the command line wins. Nothing takes effect
-//! before everything is understood.
+//! The settings of the command: what the configuration file and, after it, the command line set. So the command
+//! line wins, and nothing takes effect before everything is understood.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use handover::Options;
 use lexopt::{Arg, Parser};
@@ -24,11 +22,13 @@ pub(crate) enum Asked {
     Print(String),
 }
 
-/// A command line: what it sets, and the file that sets more.
-#[derive(Clone)]
-pub(crate) struct CommandLine {
-    entries: Vec<Entry>,
-    config: Option<PathBuf>,
+pub(crate) struct CommandLine(Vec<Entry>);
+
+/// An option with its value, and where that is written, for the error if it is wrong.
+pub(super) struct Entry {
+    pub(super) origin: String,
+    pub(super) flag: &'static Flag,
+    pub(super) value: OsString,
 }
 
 /// Everything that can be set.
@@ -42,19 +42,10 @@ pub(crate) struct Settings {
     pub(crate) access_log: bool,
     /// What to request from the process at the control socket, instead of serving.
     pub(crate) request: Option<String>,
-    pub(super) config: Option<PathBuf>,
 }
 
-/// An option with its value.
-type Entry = (&'static Flag, OsString);
-
-/// Understands the command line.
-///
-/// # Errors
-///
-/// One line: which argument is wrong, and what was expected.
+/// Understands the command line, but for the values.
 pub(crate) fn parse(mut parser: Parser) -> Result<Asked, lexopt::Error> {
-    let mut settings = Settings::default();
     let mut entries = Vec::new();
     while let Some(argument) = parser.next()? {
         let flag = match argument {
@@ -68,24 +59,20 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Asked, lexopt::Error> {
         };
         let Some(flag) = flag else { return Err(argument.unexpected()) };
         let value = if flag.has_value() { parser.value()? } else { "true".into() };
-        settings.set(flag, &value).map_err(|error| format!("--{}: {error}", flag.name()))?;
-        entries.push((flag, value));
+        entries.push(Entry { origin: format!("--{}", flag.name()), flag, value });
     }
-    Ok(Asked::Run(CommandLine { entries, config: settings.config }))
+    Ok(Asked::Run(CommandLine(entries)))
 }
 
 impl CommandLine {
-    /// What the configuration file, as it is now, and the command line set together.
-    ///
-    /// # Errors
-    ///
-    /// `PATH:LINE: what is wrong`, or why the file cannot be read.
+    /// What the configuration file, as it is now, and the command line set together. An error says where, what is
+    /// wrong, and what was expected.
     pub(crate) fn settings(&self) -> Result<Settings, String> {
         let mut settings = Settings::default();
-        if let Some(path) = &self.config {
-            settings.apply(&read_file(path)?)?;
+        if let Some(config) = self.0.iter().rfind(|entry| entry.flag.name() == "config") {
+            settings.apply(&read_file(config.value.as_ref())?)?;
         }
-        settings.apply(&self.entries)?;
+        settings.apply(&self.0)?;
         if settings.options.takeover && settings.options.control.is_none() {
             return Err("--takeover needs --control".to_owned());
         }
@@ -101,7 +88,6 @@ impl Default for Settings {
             log_level: LevelFilter::Info,
             access_log: false,
             request: None,
-            config: None,
         }
     }
 }
@@ -109,52 +95,46 @@ impl Default for Settings {
 impl Settings {
     /// Sets each; the first `listen` replaces the addresses from before, the others add to it.
     pub(super) fn apply(&mut self, entries: &[Entry]) -> Result<(), String> {
-        if entries.iter().any(|(flag, _)| flag.name() == "listen") {
+        if entries.iter().any(|entry| entry.flag.name() == "listen") {
             self.options.listen.clear();
         }
-        entries.iter().try_for_each(|(flag, value)| self.set(flag, value))
-    }
-
-    fn set(&mut self, flag: &Flag, value: &OsStr) -> Result<(), String> {
-        (flag.set)(self, value).map_err(|expected| format!("invalid value {value:?}, expected {expected}"))
+        entries.iter().try_for_each(|Entry { origin, flag, value }| {
+            let error = |expected| format!("{origin}: invalid value {value:?}, expected {expected}");
+            (flag.set)(self, value).map_err(error)
+        })
     }
 }
 
-/// What a configuration file sets. Each entry can be applied.
+/// The entries of a configuration file, whose lines are empty, comments, or `NAME = VALUE`.
 fn read_file(path: &Path) -> Result<Vec<Entry>, String> {
     let content = read_regular(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    let entry =
-        |(number, line)| parse_line(line).map_err(|error| format!("{}:{number}: {error}", path.display()));
-    (1..).zip(content.lines()).map(entry).filter_map(Result::transpose).collect()
+    let mut entries = Vec::new();
+    for (number, line) in (1..).zip(content.lines().map(str::trim)) {
+        let origin = format!("{}:{number}", path.display());
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let Some((name, value)) = line.split_once('=').map(|(name, value)| (name.trim(), value.trim()))
+        else {
+            return Err(format!("{origin}: expected NAME = VALUE"));
+        };
+        match Flag::named(name) {
+            Some(flag) if flag.in_file => entries.push(Entry { origin, flag, value: value.into() }),
+            Some(_) => return Err(format!("{origin}: {name:?} is for the command line only")),
+            None => return Err(format!("{origin}: unknown option {name:?}")),
+        }
+    }
+    Ok(entries)
 }
 
 /// Without waiting: opening a FIFO, or reading from a device, could take for ever.
 fn read_regular(path: &Path) -> io::Result<String> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let mut file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    let file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
-    let mut content = String::new();
-    file.read_to_string(&mut content)?;
-    Ok(content)
-}
-
-/// A line of the configuration file: nothing, a comment, or `NAME = VALUE`.
-fn parse_line(line: &str) -> Result<Option<Entry>, String> {
-    let line = line.trim();
-    if line.is_empty() || line.starts_with('#') {
-        return Ok(None);
-    }
-    let (name, value) = line.split_once('=').ok_or("expected NAME = VALUE")?;
-    let name = name.trim();
-    let flag = Flag::named(name).ok_or_else(|| format!("unknown option {name:?}"))?;
-    if !flag.in_file {
-        return Err(format!("{name:?} is for the command line only"));
-    }
-    let value = OsString::from(value.trim());
-    Settings::default().set(flag, &value)?;
-    Ok(Some((flag, value)))
+    io::read_to_string(file)
 }
 
 #[cfg(test)]
@@ -168,10 +148,9 @@ mod tests {
     use super::*;
 
     fn settings(arguments: &[&str]) -> Result<Settings, String> {
-        match parse(Parser::from_args(arguments)) {
-            Ok(Asked::Run(command_line)) => command_line.settings(),
-            Ok(Asked::Print(text)) => Err(text),
-            Err(error) => Err(error.to_string()),
+        match parse(Parser::from_args(arguments)).map_err(|error| error.to_string())? {
+            Asked::Run(command_line) => command_line.settings(),
+            Asked::Print(text) => Err(text),
         }
     }
 
@@ -179,14 +158,13 @@ mod tests {
     fn with_file(content: &str, arguments: &[&str]) -> Result<Settings, String> {
         let path = std::env::temp_dir().join(format!("handover-config-{}-{content:p}", std::process::id()));
         fs::write(&path, content).unwrap();
-        let arguments = [&["--config", path.to_str().unwrap()], arguments].concat();
-        let settings = settings(&arguments);
+        let settings = settings(&[&["--config", path.to_str().unwrap()], arguments].concat());
         fs::remove_file(&path).unwrap();
         settings.map_err(|error| error.replace(path.to_str().unwrap(), "FILE"))
     }
 
     #[test]
-    fn errors_name_the_option_and_what_was_expected() {
+    fn errors_name_the_option_or_the_line_and_what_was_expected() {
         let error = |arguments: &[&str]| settings(arguments).expect_err("an error");
         let expected = "--socket-mode: invalid value \"rw\", expected permissions such as 0660";
         assert_eq!(error(&["--socket-mode", "rw"]), expected);
@@ -194,6 +172,22 @@ mod tests {
         assert_eq!(error(&["--liste", "x"]), "invalid option '--liste'");
         assert_eq!(error(&["--overlap=yes"]), "unexpected argument for option '--overlap': \"yes\"");
         assert_eq!(error(&["3000"]), "unexpected argument \"3000\"");
+
+        let error = |content: &str| with_file(content, &[]).expect_err("an error");
+        assert_eq!(error("\nmessage"), "FILE:2: expected NAME = VALUE");
+        assert_eq!(error("nonsense = 1"), "FILE:1: unknown option \"nonsense\"");
+        assert_eq!(error("#\n#\ngraceful = true"), "FILE:3: \"graceful\" is for the command line only");
+        let expected = "FILE:3: invalid value \"0\", expected a number greater than 0";
+        assert_eq!(error("message = a\n\nmax-connections = 0"), expected);
+        assert_eq!(error("overlap = yes"), "FILE:1: invalid value \"yes\", expected true or false");
+
+        let fifo = std::env::temp_dir().join(format!("handover-fifo-{}", std::process::id()));
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        for path in [fifo.to_str().unwrap(), "/dev/null", "/"] {
+            let error = settings(&["--config", path]).expect_err("an error");
+            assert_eq!(error, format!("cannot read {path}: it is not a regular file"));
+        }
+        fs::remove_file(&fifo).unwrap();
     }
 
     #[test]
@@ -208,27 +202,5 @@ mod tests {
 
         let settings = with_file(file, &["--listen", "127.0.0.1:2"]).unwrap();
         assert_eq!(settings.options.listen, ["127.0.0.1:2"]);
-    }
-
-    #[test]
-    fn an_error_in_the_file_is_reported_with_its_line() {
-        let error = |content: &str| with_file(content, &[]).expect_err("an error");
-        assert_eq!(error("\nmessage"), "FILE:2: expected NAME = VALUE");
-        assert_eq!(error("nonsense = 1"), "FILE:1: unknown option \"nonsense\"");
-        assert_eq!(error("#\n#\ngraceful = true"), "FILE:3: \"graceful\" is for the command line only");
-        let expected = "FILE:3: invalid value \"0\", expected a number greater than 0";
-        assert_eq!(error("message = a\n\nmax-connections = 0"), expected);
-        assert_eq!(error("overlap = yes"), "FILE:1: invalid value \"yes\", expected true or false");
-    }
-
-    #[test]
-    fn the_file_is_a_regular_file() {
-        let fifo = std::env::temp_dir().join(format!("handover-fifo-{}", std::process::id()));
-        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
-        for path in [fifo.to_str().unwrap(), "/dev/null", "/"] {
-            let error = settings(&["--config", path]).expect_err("an error");
-            assert_eq!(error, format!("cannot read {path}: it is not a regular file"));
-        }
-        fs::remove_file(&fifo).unwrap();
     }
 }

@@ -46,7 +46,7 @@ pub(super) enum Gate {
 impl Acceptor {
     pub(super) fn set_gate(&self, gate: Gate) {
         *self.gate() = gate;
-        self.registry.acceptor.wake();
+        self.registry.wake_acceptor();
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
@@ -57,7 +57,8 @@ impl Acceptor {
     /// with, the open connections are served, and a later attempt may succeed.
     pub(super) fn run(&self) {
         let sockets = self.listeners.iter().map(readable);
-        let mut events: Vec<PollFd<'_>> = iter::once(self.registry.acceptor.woken()).chain(sockets).collect();
+        let mut events: Vec<PollFd<'_>> =
+            iter::once(readable(&self.registry.acceptor)).chain(sockets).collect();
         let mut last_obstacle: Option<Instant> = None;
         loop {
             let polled = match *self.gate() {
@@ -80,7 +81,7 @@ impl Acceptor {
                     }
                     // Meanwhile the listening sockets stay readable, so there is no use in polling them.
                     self.registry.want_capacity();
-                    self.wait(&mut [self.registry.acceptor.woken()], Some(after(BACK_OFF)));
+                    self.wait(&mut [readable(&self.registry.acceptor)], Some(after(BACK_OFF)));
                 } else if last_obstacle.take_if(|last| last.elapsed() > CALM).is_some() {
                     log::info!("no longer at capacity");
                 }
@@ -92,7 +93,7 @@ impl Acceptor {
     fn wait(&self, events: &mut [PollFd<'_>], deadline: Option<Instant>) {
         poll_until(events, deadline);
         if has_come(&events[0]) {
-            self.registry.acceptor.clear();
+            let _ = self.registry.acceptor.read();
         }
     }
 
@@ -108,7 +109,7 @@ impl Acceptor {
     /// open as may be, or descriptors, memory or threads are short.
     fn accept_one(&self, listener: &Listener) -> io::Result<bool> {
         let most = self.limits.read().unwrap_or_else(PoisonError::into_inner).max_connections;
-        if self.registry.len() >= most {
+        if self.registry.open().len() >= most {
             return Err(io::Error::other(format!("{most} are open, which is the limit")));
         }
         let worker = self.workers.reserve()?;
@@ -120,7 +121,7 @@ impl Acceptor {
                 log::debug!("{}: connected", connection.peer());
                 let entered = self.registry.enter(connection);
                 let serve = Arc::clone(&self.serve);
-                worker.run(move || {
+                self.workers.run(worker, move || {
                     // In this order, because the last one is dropped first.
                     let (_entry, connection) = entered;
                     serve(&connection);

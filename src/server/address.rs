@@ -1,12 +1,12 @@
 //! Addresses to listen on: how they are written, and whether a socket is what one stands for.
 
-use std::ffi::OsStr;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net;
 use std::path::PathBuf;
 use std::{fmt, io};
+
+use crate::error::Error;
 
 /// An address that a server listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub enum Address {
 
 impl Address {
     /// The addresses that a text stands for: `HOST:PORT`, `unix:PATH` or `unix:@NAME`.
-    pub(crate) fn resolve(text: &str) -> io::Result<Vec<Address>> {
+    pub(crate) fn resolve(text: &str) -> Result<Vec<Address>, Error> {
         if let Some(name) = text.strip_prefix("unix:@") {
             return Ok(vec![Address::Abstract(name.into())]);
         }
@@ -30,7 +30,9 @@ impl Address {
             return Ok(vec![Address::Unix(path.into())]);
         }
         let mut addresses: Vec<Address> = Vec::new();
-        for address in text.to_socket_addrs()?.map(Address::Network) {
+        let resolved = text.to_socket_addrs();
+        for address in resolved.map_err(|error| Error::new(format!("listen on {text}"), error))? {
+            let address = Address::Network(address);
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -62,7 +64,7 @@ impl fmt::Display for Address {
         match self {
             Address::Network(address) => address.fmt(f),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
-            Address::Abstract(name) => write!(f, "unix:@{}", OsStr::from_bytes(name).display()),
+            Address::Abstract(name) => write!(f, "unix:@{}", String::from_utf8_lossy(name)),
         }
     }
 }

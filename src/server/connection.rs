@@ -46,10 +46,8 @@ pub(crate) struct Connection {
 /// What a connection is doing.
 #[derive(Clone, Copy)]
 pub(super) enum Activity {
-    /// A request may be on its way; `used` if it is not the first one.
-    Waiting { used: bool },
-    /// No request has come for a while.
-    Idle { used: bool, since: Instant },
+    /// A request may be on its way, `used` if it is not the first one; `idle_since` if none has come for a while.
+    Waiting { used: bool, idle_since: Option<Instant> },
     /// A request is being read, handled or answered. It is the last one if it came in the very moment in
     /// which the connection was `evicted`.
     InFlight { evicted: bool },
@@ -69,7 +67,7 @@ impl Connection {
     ) -> io::Result<Connection> {
         let moment = TimeVal::microseconds(MOMENT.as_micros() as i64);
         setsockopt(&socket, sockopt::ReceiveTimeout, &moment)?;
-        let activity = Mutex::new(Activity::Waiting { used: false });
+        let activity = Mutex::new(Activity::Waiting { used: false, idle_since: None });
         Ok(Connection { socket, peer, local, registry, activity })
     }
 
@@ -114,34 +112,31 @@ impl Connection {
             result => return Ok(result?),
         }
         let deadline = deadline();
-        self.become_idle(Instant::now() - MOMENT);
+        self.set_idle(Some(Instant::now() - MOMENT));
+        self.registry.offer_capacity();
         let mut events = [readable(&self.socket), readable(&self.registry.idle_closed)];
         poll_until(&mut events, Some(deadline));
         // From here on it cannot be evicted, so that nothing is lost that is read now.
-        self.change(|activity| match activity {
-            Activity::Idle { used, .. } => Activity::Waiting { used },
-            other => other,
-        });
+        self.set_idle(None);
         // A request that has come is answered, even if idle connections are closed at the same time.
         if has_come(&events[0]) { self.read(buffer, deadline) } else { Ok(0) }
     }
 
-    fn become_idle(&self, since: Instant) {
-        self.change(|activity| match activity {
-            Activity::Waiting { used } => Activity::Idle { used, since },
-            other => other,
-        });
-        self.registry.offer_capacity();
+    fn set_idle(&self, since: Option<Instant>) {
+        if let Activity::Waiting { idle_since, .. } = &mut *self.lock() {
+            *idle_since = since;
+        }
     }
 
     /// Runs an exchange. Until it returns, the connection has a request in flight.
     pub(crate) fn in_flight<T>(&self, exchange: impl FnOnce() -> T) -> T {
-        self.change(|activity| Activity::InFlight { evicted: matches!(activity, Activity::Evicted) });
+        let mut activity = self.lock();
+        let evicted = matches!(*activity, Activity::Evicted);
+        *activity = Activity::InFlight { evicted };
+        drop(activity);
         let result = exchange();
-        self.change(|activity| match activity {
-            Activity::InFlight { evicted: true } => Activity::Evicted,
-            _ => Activity::Waiting { used: true },
-        });
+        let waiting = Activity::Waiting { used: true, idle_since: None };
+        *self.lock() = if evicted { Activity::Evicted } else { waiting };
         result
     }
 
@@ -208,7 +203,8 @@ impl Connection {
         if shutdown(self.descriptor(), Shutdown::Write).is_err() {
             return;
         }
-        self.become_idle(Instant::now());
+        self.set_idle(Some(Instant::now()));
+        self.registry.offer_capacity();
         let mut discarded = [0; 4096];
         while Instant::now() < deadline && self.read(&mut discarded, deadline).is_ok_and(|count| count > 0) {}
     }
@@ -224,11 +220,6 @@ impl Connection {
         if has_come { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 
-    fn change(&self, change: impl FnOnce(Activity) -> Activity) {
-        let mut activity = self.lock();
-        *activity = change(*activity);
-    }
-
     fn lock(&self) -> MutexGuard<'_, Activity> {
         self.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -239,7 +230,9 @@ impl Activity {
     /// never had a request before one that has been of use, and then the one that has been idle for longest.
     pub(super) fn idleness(self) -> Option<(bool, Instant)> {
         match self {
-            Activity::Idle { used, since } if since.elapsed() >= MOMENT => Some((used, since)),
+            Activity::Waiting { used, idle_since: Some(since) } if since.elapsed() >= MOMENT => {
+                Some((used, since))
+            }
             _ => None,
         }
     }

@@ -11,6 +11,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{Backlog, SockType, getsockopt, listen, setsockopt, sockopt};
 
 use crate::error::{Error, Reason};
@@ -39,7 +40,7 @@ impl Listener {
             let error = |error| Error::new(format!("listen on {text}"), error);
             let mut bound: Vec<Listener> = Vec::new();
             let mut unavailable = None;
-            for mut address in Address::resolve(text).map_err(error)? {
+            for mut address in Address::resolve(text)? {
                 if let (Address::Network(address), Some(Address::Network(first))) =
                     (&mut address, bound.first().map(Listener::address))
                 {
@@ -68,7 +69,9 @@ impl Listener {
                 Socket::Unix(UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?)
             }
         };
-        Listener::new(socket)?.prepare()
+        let listener = Listener::new(socket)?;
+        listener.prepare()?;
+        Ok(listener)
     }
 
     /// Takes over the sockets that another process has opened, if they are what is asked for, in that order.
@@ -82,14 +85,11 @@ impl Listener {
         let refuse = |index: usize, reason: Reason| {
             Error::new(format!("take over the listening socket at {}", name(index)), reason)
         };
-        let mut listeners = Vec::new();
-        for (index, socket) in sockets.into_iter().enumerate() {
-            listeners.push(Listener::check(socket).map_err(|reason| refuse(index, reason))?);
-        }
+        let check = |(index, socket)| Listener::check(socket).map_err(|reason| refuse(index, reason));
+        let listeners: Vec<_> = sockets.into_iter().enumerate().map(check).collect::<Result<_, _>>()?;
         let mut next = 0;
         for text in asked {
-            let wanted =
-                Address::resolve(text).map_err(|error| Error::new(format!("listen on {text}"), error))?;
+            let wanted = Address::resolve(text)?;
             let candidates = listeners[next..].iter().take(wanted.len());
             let found = candidates.take_while(|listener| listener.address.is_one_of(&wanted)).count();
             if found == 0 {
@@ -106,10 +106,10 @@ impl Listener {
             return Err(refuse(next, reason.into()));
         }
         // Only now, because any other socket is none of our business.
-        let prepare = |(index, listener): (usize, Listener)| {
-            listener.prepare().map_err(|error| refuse(index, error.into()))
-        };
-        listeners.into_iter().enumerate().map(prepare).collect()
+        for (index, listener) in listeners.iter().enumerate() {
+            listener.prepare().map_err(|error| refuse(index, error.into()))?;
+        }
+        Ok(listeners)
     }
 
     /// A listening socket, or what else it is.
@@ -139,20 +139,16 @@ impl Listener {
         Ok(Listener { socket, address, file })
     }
 
-    fn prepare(self) -> io::Result<Listener> {
-        match &self.socket {
-            Socket::Tcp(socket) => {
-                socket.set_nonblocking(true)?;
-                // A response is written in one piece, or in pieces as large as its buffer: Nagle's algorithm
-                // could only delay the last one. Every connection inherits this.
-                setsockopt(socket, sockopt::TcpNoDelay, &true)?;
-            }
-            Socket::Unix(socket) => socket.set_nonblocking(true)?,
+    fn prepare(&self) -> nix::Result<()> {
+        fcntl(self, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        if let Socket::Tcp(socket) = &self.socket {
+            // A response is written in one piece, or in pieces as large as its buffer: Nagle's algorithm
+            // could only delay the last one. Every connection inherits this.
+            setsockopt(socket, sockopt::TcpNoDelay, &true)?;
         }
         // As many as net.core.somaxconn allows. The standard library asks for 128, which a burst of
         // reconnecting clients fills at once.
-        listen(&self, Backlog::MAXALLOWABLE)?;
-        Ok(self)
+        listen(self, Backlog::MAXALLOWABLE)
     }
 
     /// The address that clients connect to.

@@ -18,7 +18,7 @@ use std::thread::{self, JoinHandle};
 
 use crate::options::Limits;
 use crate::server::acceptor::{Acceptor, Gate};
-use crate::server::connection::Connection;
+use crate::server::connection::{Activity, Connection};
 use crate::server::listener::Listener;
 use crate::server::registry::Registry;
 use crate::server::workers::Workers;
@@ -34,8 +34,8 @@ pub(crate) struct Server {
 
 impl Server {
     /// A server that does not accept yet. It will run `serve` on each connection, keep at most
-    /// [`max_connections`](Limits::max_connections) open, and call `on_empty` when, after
-    /// [`drain`](Self::drain), none is open.
+    /// [`max_connections`](Limits::max_connections) open, and call `on_empty` when the last one has ended after
+    /// [`drain`](Self::drain).
     pub(crate) fn new(
         listeners: Vec<Listener>,
         limits: Arc<RwLock<Limits>>,
@@ -72,7 +72,7 @@ impl Server {
     /// with its next response.
     pub(crate) fn drain(&mut self) {
         self.set_gate(Gate::Shut);
-        self.registry.drain();
+        self.registry.draining.store(true, Ordering::SeqCst);
     }
 
     /// Accepts the connections that are in the queues, closes the listening sockets, and drains. The
@@ -110,17 +110,18 @@ impl Server {
 
     /// The number of open connections.
     pub(crate) fn open(&self) -> usize {
-        self.registry.len()
+        self.registry.open().len()
     }
 
     /// The number of open connections on which a request is being read, handled or answered.
     pub(crate) fn in_flight(&self) -> usize {
-        self.registry.in_flight()
+        let is_in_flight = |each: &&Arc<Connection>| matches!(each.activity(), Activity::InFlight { .. });
+        self.registry.open().values().filter(is_in_flight).count()
     }
 
     /// Ends every open connection at once. Its thread ends as soon as it uses the connection again.
     pub(crate) fn cut(&self) {
-        self.registry.cut();
+        self.registry.open().values().for_each(|connection| connection.cut());
     }
 }
 

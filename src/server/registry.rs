@@ -1,4 +1,4 @@
-//! The open connections, and the orders to all of them. A drain is complete when there are none.
+//! The open connections, and what they share. A drain is complete when there are none.
 
 use std::collections::HashMap;
 use std::io::{self, PipeReader};
@@ -6,15 +6,17 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::deadline::Waker;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
 use crate::server::connection::{Activity, Connection};
 
-/// The open connections, and what they share.
+/// By the numbers of their descriptors, which stay taken for as long as they are in here.
+type Connections = HashMap<RawFd, Arc<Connection>>;
+
 pub(crate) struct Registry {
-    /// By the numbers of their descriptors, which stay taken for as long as they are in here.
-    open: Mutex<HashMap<RawFd, Arc<Connection>>>,
+    open: Mutex<Connections>,
     on_empty: Box<dyn Fn() + Send + Sync>,
-    /// No further connection is accepted.
+    /// No further connection is accepted, and each response is the last of its connection.
     pub(super) draining: AtomicBool,
     /// At its end of file when idle connections are to close.
     pub(super) idle_closed: PipeReader,
@@ -22,7 +24,7 @@ pub(crate) struct Registry {
     /// last of its connection.
     pub(super) capacity_wanted: AtomicBool,
     /// Wakes the accept loop.
-    pub(super) acceptor: Waker,
+    pub(super) acceptor: EventFd,
 }
 
 impl Registry {
@@ -37,45 +39,27 @@ impl Registry {
             draining: AtomicBool::new(false),
             idle_closed,
             capacity_wanted: AtomicBool::new(false),
-            acceptor: Waker::new()?,
+            acceptor: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
         })
+    }
+
+    /// The open connections, locked.
+    pub(super) fn open(&self) -> MutexGuard<'_, Connections> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Enters a connection. It is to be dropped before the entry, with which it leaves the registry.
     pub(super) fn enter(self: &Arc<Self>, connection: Connection) -> (Entry, Arc<Connection>) {
         let (descriptor, connection) = (connection.descriptor(), Arc::new(connection));
-        self.lock().insert(descriptor, Arc::clone(&connection));
+        self.open().insert(descriptor, Arc::clone(&connection));
         (Entry { descriptor, registry: Arc::clone(self) }, connection)
     }
 
-    /// The number of open connections.
-    pub(super) fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// The number of open connections with a request in flight.
-    pub(super) fn in_flight(&self) -> usize {
-        self.lock().values().filter(|each| matches!(each.activity(), Activity::InFlight { .. })).count()
-    }
-
-    /// Ends every connection at once.
-    pub(super) fn cut(&self) {
-        self.lock().values().for_each(|connection| connection.cut());
-    }
-
-    /// Makes each response from now on the last of its connection.
-    pub(super) fn drain(&self) {
-        self.draining.store(true, Ordering::SeqCst);
-        if self.len() == 0 {
-            (self.on_empty)();
-        }
-    }
-
-    /// Wakes the accept loop when a connection ends or becomes idle. For that the idle one that can best be
-    /// spared is evicted, unless an evicted one is about to end.
+    /// Has the accept loop woken when a connection ends or becomes idle. For that the idle one that can best
+    /// be spared is evicted, unless an evicted one is about to end.
     pub(super) fn want_capacity(&self) {
         self.capacity_wanted.store(true, Ordering::SeqCst);
-        let open = self.lock();
+        let open = self.open();
         let mut idle = Vec::new();
         for connection in open.values() {
             match connection.activity() {
@@ -90,12 +74,13 @@ impl Registry {
     /// A connection has ended or become idle.
     pub(super) fn offer_capacity(&self) {
         if self.capacity_wanted.swap(false, Ordering::SeqCst) {
-            self.acceptor.wake();
+            self.wake_acceptor();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<RawFd, Arc<Connection>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn wake_acceptor(&self) {
+        // It fails only if it has been woken more often than can be counted.
+        let _ = self.acceptor.write(1);
     }
 }
 
@@ -107,7 +92,7 @@ pub(super) struct Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut open = self.registry.lock();
+        let mut open = self.registry.open();
         let connection = open.remove(&self.descriptor);
         let is_empty = open.is_empty();
         drop(open);

@@ -4,79 +4,65 @@
 //! the kernel's queue, from which the other process of a handover may accept it.
 
 use std::io;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How long a thread waits for its next job before it ends.
 const KEPT_FOR: Duration = Duration::from_secs(5);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The threads without a job. The last one to become idle is the first to be reserved, so that those in
-/// excess end.
-#[derive(Clone, Default)]
-pub(crate) struct Workers {
-    idle: Arc<Mutex<Vec<Worker>>>,
-}
+/// A thread that waits for its job. It ends when this is dropped, so that a job that panics ends it, too.
+pub(super) type Worker = Sender<Job>;
 
-/// A thread that waits for its job.
-pub(crate) struct Worker {
-    thread: ThreadId,
-    jobs: Sender<Job>,
-}
+/// The threads without a job, and since when. The last one to become idle is the first to be reserved, so that
+/// those in excess end.
+#[derive(Clone, Default)]
+pub(super) struct Workers(Arc<Mutex<Vec<(Instant, Worker)>>>);
 
 impl Workers {
-    /// An idle thread, or a new one, to be given a job or to be [released](Self::release).
+    /// An idle thread, or a new one, to [run](Self::run) a job or to be [released](Self::release).
     ///
     /// # Errors
     ///
     /// The system refuses a new thread: `EAGAIN`, for a limit or for lack of memory; see pthread_create(3).
-    pub(crate) fn reserve(&self) -> io::Result<Worker> {
-        let kept = self.idle().pop();
-        kept.map_or_else(|| self.start(), Ok)
+    pub(super) fn reserve(&self) -> io::Result<Worker> {
+        if let Some((_, worker)) = self.idle().pop() {
+            return Ok(worker);
+        }
+        let (worker, jobs) = mpsc::channel();
+        let workers = self.clone();
+        thread::Builder::new().name("connection".to_owned()).spawn(move || workers.work(&jobs))?;
+        Ok(worker)
     }
 
-    pub(crate) fn release(&self, worker: Worker) {
-        self.idle().push(worker);
+    pub(super) fn release(&self, worker: Worker) {
+        self.idle().push((Instant::now(), worker));
     }
 
-    fn start(&self) -> io::Result<Worker> {
-        let (jobs, received) = mpsc::channel();
-        let (workers, again) = (self.clone(), jobs.clone());
-        let work = move || workers.work(&received, &again);
-        let thread = thread::Builder::new().name("connection".to_owned()).spawn(work)?.thread().id();
-        Ok(Worker { thread, jobs })
+    pub(super) fn run(&self, worker: Worker, job: impl FnOnce() + Send + 'static) {
+        let (workers, jobs) = (self.clone(), worker.clone());
+        // It cannot fail: the thread is there for as long as its worker.
+        let _ = jobs.send(Box::new(move || {
+            job();
+            workers.release(worker);
+        }));
     }
 
-    /// Runs jobs until none comes for too long. A job that panics ends the thread, and nothing else.
-    fn work(&self, received: &Receiver<Job>, again: &Sender<Job>) {
-        let thread = thread::current().id();
+    fn work(&self, jobs: &Receiver<Job>) {
         loop {
-            if let Ok(job) = received.recv_timeout(KEPT_FOR) {
-                job();
-                self.release(Worker { thread, jobs: again.clone() });
-                continue;
+            match jobs.recv_timeout(KEPT_FOR) {
+                Ok(job) => job(),
+                // This one is among them, unless it has just been reserved: then a job will come.
+                Err(RecvTimeoutError::Timeout) => self.idle().retain(|(since, _)| since.elapsed() < KEPT_FOR),
+                Err(RecvTimeoutError::Disconnected) => return,
             }
-            let mut idle = self.idle();
-            if let Some(index) = idle.iter().position(|worker| worker.thread == thread) {
-                idle.remove(index);
-                return;
-            }
-            // It has just been reserved: a job will come.
         }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Worker>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Worker {
-    /// Runs the job on the thread.
-    pub(crate) fn run(self, job: impl FnOnce() + Send + 'static) {
-        // It cannot fail: a thread ends only if it finds itself among the idle ones, and this is not.
-        let _ = self.jobs.send(Box::new(job));
+    fn idle(&self) -> MutexGuard<'_, Vec<(Instant, Worker)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
