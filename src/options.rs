@@ -1,5 +1,6 @@
 //! The options of a server, and which of them can change while it runs.
 
+use std::mem;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -90,24 +91,19 @@ impl Default for Limits {
 impl Options {
     /// Restores from `present` what cannot change while a process runs, and returns the names of what differed.
     pub(crate) fn keep_what_needs_a_handover(&mut self, present: &Options) -> Vec<&'static str> {
-        let mut names = Vec::new();
-        keep("listen", &mut self.listen, &present.listen, &mut names);
-        keep("socket-mode", &mut self.socket_mode, &present.socket_mode, &mut names);
-        keep("pid-file", &mut self.pid_file, &present.pid_file, &mut names);
-        keep("overlap", &mut self.overlap, &present.overlap, &mut names);
-        keep("stay", &mut self.stay, &present.stay, &mut names);
-        keep("control", &mut self.control, &present.control, &mut names);
-        keep("ready-fd", &mut self.ready_fd, &present.ready_fd, &mut names);
-        self.graceful = present.graceful;
-        self.takeover = present.takeover;
-        names
-    }
-}
-
-fn keep<T: Clone + PartialEq>(name: &'static str, new: &mut T, present: &T, names: &mut Vec<&'static str>) {
-    if new != present {
-        names.push(name);
-        new.clone_from(present);
+        let differences = [
+            ("listen", self.listen != present.listen),
+            ("socket-mode", self.socket_mode != present.socket_mode),
+            ("pid-file", self.pid_file != present.pid_file),
+            ("overlap", self.overlap != present.overlap),
+            ("stay", self.stay != present.stay),
+            ("control", self.control != present.control),
+            ("ready-fd", self.ready_fd != present.ready_fd),
+        ];
+        let Options { drain_timeout, ready_timeout, probation, limits, .. } = *self;
+        let version = mem::take(&mut self.version);
+        *self = Options { drain_timeout, ready_timeout, probation, limits, version, ..present.clone() };
+        differences.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }
 }
 

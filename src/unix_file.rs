@@ -1,11 +1,11 @@
 //! The files of Unix sockets: binding, replacing what a killed process has left, and telling them apart.
 
-use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -13,18 +13,19 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bin
 use nix::sys::stat::{Mode, fchmod};
 
 /// The longest path of a Unix socket, in bytes.
-pub(crate) const LONGEST_PATH: usize = 107;
+const LONGEST_PATH: usize = 107;
 
-/// The identity of a file: its path may lead to another one later.
+/// The identity of a file, by its device and inode: its path may lead to another one later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct UnixFile {
-    device: u64,
-    inode: u64,
-}
+pub(crate) struct UnixFile(u64, u64);
 
 impl UnixFile {
     pub(crate) fn at(path: &Path) -> Option<UnixFile> {
         fs::symlink_metadata(path).ok().map(|file| UnixFile::of(&file))
+    }
+
+    fn of(file: &Metadata) -> UnixFile {
+        UnixFile(file.dev(), file.ino())
     }
 
     /// Removes the file at this path, if it is this one.
@@ -36,23 +37,17 @@ impl UnixFile {
         }
     }
 
-    fn of(file: &Metadata) -> UnixFile {
-        UnixFile { device: file.dev(), inode: file.ino() }
-    }
-
-    /// Listens on a path, with these permissions. A socket that [is left](is_left) there is replaced.
-    ///
-    /// # Errors
-    ///
+    /// Listens on a path, with these permissions. A socket that [is left](is_left) there is replaced; the error is
     /// `AddrInUse` if there is anything else, or if another process is about to listen there.
     pub(crate) fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
-        let address = UnixAddr::new(path).map_err(|errno| match errno {
-            Errno::ENAMETOOLONG => {
-                io::Error::other(format!("the path of a Unix socket has at most {LONGEST_PATH} bytes"))
-            }
-            errno => errno.into(),
-        })?;
-        let _lock = Lock::take(path)?;
+        if path.as_os_str().len() > LONGEST_PATH {
+            let reason = format!("the path of a Unix socket has at most {LONGEST_PATH} bytes");
+            return Err(io::Error::other(reason));
+        }
+        locked(path, || UnixFile::bind_locked(path, mode))
+    }
+
+    fn bind_locked(path: &Path, mode: u32) -> io::Result<UnixListener> {
         if is_left(path) {
             fs::remove_file(path)?;
         }
@@ -60,7 +55,7 @@ impl UnixFile {
         // On Linux the file gets the permissions of the descriptor, less those of the umask, so there is no
         // moment with more of them than wanted.
         fchmod(&socket, Mode::from_bits_truncate(mode))?;
-        bind(socket.as_raw_fd(), &address)?;
+        bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
         fs::set_permissions(path, Permissions::from_mode(mode))
             .and_then(|()| Ok(listen(&socket, Backlog::MAXALLOWABLE)?))
             .inspect_err(|_| drop(fs::remove_file(path)))?;
@@ -82,35 +77,21 @@ pub(crate) fn is_left(path: &Path) -> bool {
         && new_socket(SockFlag::SOCK_NONBLOCK).is_ok_and(refuses)
 }
 
-/// Keeps other starters away from a path for as long as it lives: between bind(2) and listen(2) a socket
-/// looks like a stale one.
-struct Lock {
-    path: PathBuf,
-    _file: Flock<File>,
-}
-
-impl Lock {
-    fn take(socket: &Path) -> io::Result<Lock> {
-        let mut path = socket.as_os_str().to_owned();
-        path.push(".handover-lock");
-        let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).mode(0o600).custom_flags(flags).open(&path)?;
-        let taken = UnixFile::of(&file.metadata()?);
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            // The one that had it before may have removed the file in the meantime.
-            Ok(file) if UnixFile::at(path.as_ref()) == Some(taken) => {
-                Ok(Lock { path: path.into(), _file: file })
-            }
-            _ => Err(Errno::EADDRINUSE.into()),
-        }
+/// Keeps other starters away from a path meanwhile: between bind(2) and listen(2) a socket looks like a stale one.
+fn locked<T>(socket: &Path, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".handover-lock");
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let file = File::options().write(true).create(true).mode(0o600).custom_flags(flags).open(&path)?;
+    let taken = UnixFile::of(&file.metadata()?);
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    // The one that had it before may have removed the file in the meantime.
+    if lock.is_err() || UnixFile::at(path.as_ref()) != Some(taken) {
+        return Err(Errno::EADDRINUSE.into());
     }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
+    let result = work();
+    let _ = fs::remove_file(&path);
+    result
 }
 
 #[cfg(test)]
@@ -125,10 +106,9 @@ mod tests {
         let directory = env::temp_dir().join(format!("handover-{name}-{}", process::id()));
         fs::create_dir(&directory).unwrap();
         test(&directory.join("socket"));
-        let left: Vec<_> =
-            fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let left = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["socket"]);
         fs::remove_dir_all(&directory).unwrap();
-        assert_eq!(left, ["socket"]);
     }
 
     fn is_in_use(bound: io::Result<UnixListener>) -> bool {
@@ -173,8 +153,7 @@ mod tests {
                     UnixFile::bind(path, 0o600)
                 };
                 let bound = thread::scope(|scope| {
-                    let starters: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();
-                    starters.into_iter().map(|starter| starter.join().unwrap()).collect::<Vec<_>>()
+                    [(); 4].map(|()| scope.spawn(start)).map(|starter| starter.join().unwrap())
                 });
                 let (bound, refused): (Vec<_>, Vec<_>) = bound.into_iter().partition(Result::is_ok);
                 assert_eq!(bound.len(), 1);

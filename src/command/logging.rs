@@ -9,9 +9,8 @@ use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write};
 use std::panic;
 use std::process;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TrySendError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -29,12 +28,14 @@ const VARIABLE: &str = "RUST_LOG";
 /// The log target of the library's access log.
 const ACCESS_LOG: &str = "handover::access";
 
+/// How many lines were lost since the last one that was written.
+static LOST: AtomicUsize = AtomicUsize::new(0);
+
 /// Starts logging. The log is complete once the result has been dropped.
 pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
     let (queue, queued) = mpsc::sync_channel(WAITING_LINES);
-    let lost = Arc::new(AtomicUsize::new(0));
-    let lines = Lines { queue: queue.clone(), lost: Arc::clone(&lost) };
-    thread::Builder::new().name("log".to_owned()).spawn(move || write(&queued, &lost))?;
+    let (end, ended) = mpsc::channel();
+    thread::Builder::new().name("log".to_owned()).spawn(move || write(&queued, &end))?;
 
     let pid = process::id();
     let mut builder = Builder::new();
@@ -49,11 +50,11 @@ pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
             let time = humantime::format_rfc3339_millis(SystemTime::now());
             writeln!(line, "{time} {pid} {:<5} {}", record.level(), Escaped(record.args()))
         })
-        .target(Target::Pipe(Box::new(lines)))
+        .target(Target::Pipe(Box::new(Lines(queue.clone()))))
         .init();
     set_level(settings);
     panic::set_hook(Box::new(|panic| log::error!("{panic}")));
-    Ok(Flush { queue })
+    Ok(Flush { queue, ended })
 }
 
 /// Applies the log level of the settings, unless the environment decides.
@@ -80,23 +81,15 @@ impl<T: Display> Display for Escaped<T> {
     }
 }
 
-/// An order to the writing thread.
-enum Order {
-    Write(Vec<u8>),
-    /// Confirm that everything before has been written.
-    Confirm(SyncSender<()>),
-}
+/// A line to write, or the end of the log.
+type Queue = SyncSender<Option<Vec<u8>>>;
 
-/// The logger's end of the queue.
-struct Lines {
-    queue: SyncSender<Order>,
-    lost: Arc<AtomicUsize>,
-}
+struct Lines(Queue);
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Order::Write(line.to_vec())) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        if let Err(TrySendError::Full(_)) = self.0.try_send(Some(line.to_vec())) {
+            LOST.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
     }
@@ -108,34 +101,30 @@ impl Write for Lines {
 
 /// Waits, when dropped, until the lines so far have been written.
 pub(crate) struct Flush {
-    queue: SyncSender<Order>,
+    queue: Queue,
+    ended: Receiver<()>,
 }
 
 impl Drop for Flush {
     fn drop(&mut self) {
-        let (confirm, confirmed) = mpsc::sync_channel(1);
         // A full queue is one that is not being emptied.
-        if self.queue.try_send(Order::Confirm(confirm)).is_ok() {
-            let _ = confirmed.recv_timeout(FLUSH_TIMEOUT);
+        if self.queue.try_send(None).is_ok() {
+            let _ = self.ended.recv_timeout(FLUSH_TIMEOUT);
         }
     }
 }
 
 /// Writes to standard error, as long as it takes. Errors are ignored: there is nowhere to report them.
-fn write(queued: &Receiver<Order>, lost: &AtomicUsize) {
-    for order in queued {
-        match order {
-            Order::Write(mut line) => {
-                let lost = lost.swap(0, Ordering::Relaxed);
-                if lost > 0 {
-                    line.extend(format!("{} {lost} log lines were lost here\n", process::id()).bytes());
-                }
-                // In one piece, because another process may write there, too.
-                let _ = io::stderr().write_all(&line);
-            }
-            Order::Confirm(confirm) => drop(confirm.send(())),
+fn write(queued: &Receiver<Option<Vec<u8>>>, end: &Sender<()>) {
+    while let Ok(Some(mut line)) = queued.recv() {
+        let lost = LOST.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            line.extend(format!("{} {lost} log lines were lost here\n", process::id()).bytes());
         }
+        // In one piece, because another process may write there, too.
+        let _ = io::stderr().write_all(&line);
     }
+    let _ = end.send(());
 }
 
 #[cfg(test)]

@@ -37,7 +37,8 @@ impl Routes {
         }
     }
 
-    fn message(&self) -> ResponseBox {
+    fn message_after(&self, delay: Duration) -> ResponseBox {
+        thread::sleep(delay);
         let message = Arc::clone(&self.message.read().unwrap_or_else(PoisonError::into_inner));
         let length = message.len();
         text(200, "").with_data(Cursor::new(message), Some(length)).boxed()
@@ -54,29 +55,25 @@ impl Handler for Routes {
             "*" => &[Method::Get, Method::Head, Method::Post, Method::Put],
             _ => return text(404, "not found\n"),
         };
-        if *request.method() == Method::Options {
-            return with_allowed(Response::empty(204).boxed(), allowed);
-        }
         if !allowed.contains(request.method()) {
-            return with_allowed(text(405, "method not allowed\n"), allowed);
+            let methods: Vec<&str> = allowed.iter().chain([&Method::Options]).map(Method::as_str).collect();
+            let response = match request.method() {
+                Method::Options => Response::empty(204).boxed(),
+                _ => text(405, "method not allowed\n"),
+            };
+            return with_header(response, "Allow", &methods.join(", "));
         }
         match path {
             "/hello" => text(200, format!("Hello from {}!", process::id())),
-            "/test" => {
-                thread::sleep(TEST_DURATION);
-                self.message()
-            }
+            "/test" => self.message_after(TEST_DURATION),
             "/sleep" => match duration(query) {
-                Some(duration) => {
-                    thread::sleep(duration);
-                    self.message()
-                }
+                Some(duration) => self.message_after(duration),
                 None => text(400, "expected ?duration= with a time such as 1s, 500ms or 1m\n"),
             },
             "/echo" => echo(request),
             "/healthz" if request.is_draining() => text(503, format!("draining\n{VERSION}\n")),
             "/healthz" => text(200, format!("ok\n{VERSION}\n")),
-            _ => self.message(),
+            _ => self.message_after(Duration::ZERO),
         }
     }
 
@@ -101,21 +98,16 @@ fn echo(request: &mut Request) -> ResponseBox {
     request.limit_body(LARGEST_ECHO);
     let mut body = Vec::new();
     match request.as_reader().read_to_end(&mut body) {
-        // No browser must take it for a page of this host.
         Ok(_) => {
-            let response = Response::from_data(body).boxed();
-            let response = with_header(response, "Content-Type", "application/octet-stream");
-            with_header(response, "X-Content-Type-Options", "nosniff")
+            // No browser must take it for a page of this host.
+            let response =
+                with_header(Response::from_data(body).boxed(), "X-Content-Type-Options", "nosniff");
+            with_header(response, "Content-Type", "application/octet-stream")
         }
         Err(error) if error.kind() == ErrorKind::FileTooLarge => text(413, "the body is larger than 8 MiB\n"),
         // The server itself answers a client that has sent a part of the body.
         Err(error) => text(400, format!("the body cannot be read: {error}\n")),
     }
-}
-
-fn with_allowed(response: ResponseBox, allowed: &[Method]) -> ResponseBox {
-    let methods: Vec<&str> = allowed.iter().chain([&Method::Options]).map(Method::as_str).collect();
-    with_header(response, "Allow", &methods.join(", "))
 }
 
 fn with_header(response: ResponseBox, name: &str, value: &str) -> ResponseBox {
