@@ -4,14 +4,7 @@ use std::mem;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How to serve. Every field has a default, so that a new field breaks no caller:
-///
-/// ```
-/// use std::time::Duration;
-///
-/// let options = handover::Options { drain_timeout: Duration::from_secs(60), ..Default::default() };
-/// assert_eq!(options.listen, ["127.0.0.1:3000"]);
-/// ```
+/// How to serve. Every field has a default, so that with `..Default::default()` a new field breaks no caller.
 ///
 /// [`Handler::reload`](crate::Handler::reload) may change the timeouts, `probation`, `limits` and
 /// `version`; the other fields keep their values until the next handover.
@@ -41,9 +34,8 @@ pub struct Options {
     /// After a handover to this process its predecessor accepts connections, too, until an operator decides: a
     /// stop signal to the predecessor completes the handover, one to the successor undoes it. Default: `false`.
     pub overlap: bool,
-    /// The first process does not exit when it has handed over and drained: it passes signals on to its
-    /// successors, and exits with the last of them, so that a supervisor sees one process through any number
-    /// of handovers. Process 1 always does. Default: `false`.
+    /// The first process does not exit when it has handed over and drained: it passes signals on to its successors,
+    /// and exits with the last of them, so that a supervisor sees one process. Process 1 always does. Default: `false`.
     pub stay: bool,
     /// A descriptor to which the first process writes a newline when it is ready, as s6 expects it.
     /// Default: none.

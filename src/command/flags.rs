@@ -49,6 +49,7 @@ static FLAGS: [Flag; 22] = [
         .help("Take over the listening sockets from descriptor 3 on"),
     Flag::new("    --pid-file PATH", |s, v| path(v).map(|v| s.options.pid_file = Some(v)))
         .help("Write the process ID to PATH"),
+    // Its file is read before anything is set.
     Flag::argument("    --config PATH", |_, _| Ok(())).help("Read more options from PATH; again on SIGUSR1"),
     Flag::new("    --drain-timeout TIME", |s, v| time(v).map(|v| s.options.drain_timeout = v))
         .help("Cut what is in flight TIME after a handover or stop [20s]"),
@@ -87,7 +88,6 @@ static FLAGS: [Flag; 22] = [
     Flag::new("    --access-log", |s, v| truth(v).map(|v| s.access_log = v)).help("Log each response"),
 ];
 
-/// An option.
 pub(super) struct Flag {
     /// As `--help` prints it: `-s, `, or as many spaces, and `--NAME VALUE`.
     usage: &'static str,

@@ -17,7 +17,6 @@ const VERSION: &str = concat!("handover ", env!("CARGO_PKG_VERSION"));
 /// The largest body that `/echo` returns, in bytes: it is held in memory.
 const LARGEST_ECHO: u64 = 8 << 20;
 
-/// How long `/test` takes.
 const TEST_DURATION: Duration = Duration::from_secs(5);
 
 /// The routes, and the configuration that they come from.

@@ -31,10 +31,8 @@ pub(super) struct Entry {
     pub(super) value: OsString,
 }
 
-/// Everything that can be set.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// The options of the library.
     pub(crate) options: Options,
     /// What `/` answers.
     pub(crate) message: String,

@@ -23,7 +23,6 @@ const LONGEST_QUEUE: usize = 1 << 16;
 /// The function that is run on each connection.
 type Serve = dyn Fn(&Arc<Connection>) + Send + Sync;
 
-/// Accepts connections, and starts to serve each.
 pub(super) struct Acceptor {
     pub(super) listeners: Vec<Listener>,
     pub(super) limits: Arc<RwLock<Limits>>,
@@ -34,7 +33,6 @@ pub(super) struct Acceptor {
     pub(super) gate: Mutex<Gate>,
 }
 
-/// Whether connections are accepted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gate {
     Shut,

@@ -29,10 +29,10 @@ impl Address {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(vec![Address::Unix(path.into())]);
         }
+        let resolved =
+            text.to_socket_addrs().map_err(|error| Error::new(format!("listen on {text}"), error))?;
         let mut addresses: Vec<Address> = Vec::new();
-        let resolved = text.to_socket_addrs();
-        for address in resolved.map_err(|error| Error::new(format!("listen on {text}"), error))? {
-            let address = Address::Network(address);
+        for address in resolved.map(Address::Network) {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }

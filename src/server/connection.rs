@@ -16,12 +16,10 @@ use crate::deadline::{after, has_come, poll_until, readable};
 use crate::server::address::Address;
 use crate::server::registry::Registry;
 
-/// The client at the other end of a connection.
+/// The client at the other end of a connection; a local one has no address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
-    /// On the network.
     Network(SocketAddr),
-    /// On this machine, and without an address.
     Local,
 }
 
@@ -34,7 +32,6 @@ impl fmt::Display for Peer {
     }
 }
 
-/// An open connection.
 pub(crate) struct Connection {
     socket: OwnedFd,
     peer: Peer,
@@ -44,7 +41,6 @@ pub(crate) struct Connection {
 }
 
 /// What a connection is doing.
-#[derive(Clone, Copy)]
 pub(super) enum Activity {
     /// A request may be on its way, `used` if it is not the first one; `idle_since` if none has come for a while.
     Waiting { used: bool, idle_since: Option<Instant> },
@@ -79,12 +75,11 @@ impl Connection {
         self.peer
     }
 
-    /// The address that the client has connected to.
+    /// The address of the listening socket.
     pub(crate) fn local(&self) -> &Address {
         &self.local
     }
 
-    /// Whether no further connection is accepted.
     pub(crate) fn is_draining(&self) -> bool {
         self.registry.draining.load(Ordering::SeqCst)
     }
@@ -93,7 +88,7 @@ impl Connection {
     pub(crate) fn is_ending(&self) -> bool {
         self.is_draining()
             || self.registry.capacity_wanted.load(Ordering::Relaxed)
-            || matches!(self.activity(), Activity::InFlight { evicted: true })
+            || matches!(*self.activity(), Activity::InFlight { evicted: true })
     }
 
     /// Reads the beginning of a request; 0 if there will be none: at the end of the input, at the deadline,
@@ -123,30 +118,26 @@ impl Connection {
     }
 
     fn set_idle(&self, since: Option<Instant>) {
-        if let Activity::Waiting { idle_since, .. } = &mut *self.lock() {
+        if let Activity::Waiting { idle_since, .. } = &mut *self.activity() {
             *idle_since = since;
         }
     }
 
     /// Runs an exchange. Until it returns, the connection has a request in flight.
     pub(crate) fn in_flight<T>(&self, exchange: impl FnOnce() -> T) -> T {
-        let mut activity = self.lock();
+        let mut activity = self.activity();
         let evicted = matches!(*activity, Activity::Evicted);
         *activity = Activity::InFlight { evicted };
         drop(activity);
         let result = exchange();
         let waiting = Activity::Waiting { used: true, idle_since: None };
-        *self.lock() = if evicted { Activity::Evicted } else { waiting };
+        *self.activity() = if evicted { Activity::Evicted } else { waiting };
         result
-    }
-
-    pub(super) fn activity(&self) -> Activity {
-        *self.lock()
     }
 
     /// Evicts the connection if it is idle and has nothing to read, and returns whether it did.
     pub(super) fn evict(&self) -> bool {
-        let mut activity = self.lock();
+        let mut activity = self.activity();
         if activity.idleness().is_none() || self.has_unread() {
             return false;
         }
@@ -157,17 +148,12 @@ impl Connection {
         true
     }
 
-    /// Whether input has come that has not been read yet.
     pub(crate) fn has_unread(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         recv(self.descriptor(), &mut [0], flags).is_ok_and(|count| count > 0)
     }
 
-    /// Reads what has come, or waits for input until the deadline; 0 is its end.
-    ///
-    /// # Errors
-    ///
-    /// `TimedOut` at the deadline, or what recv(2) fails with.
+    /// Reads what has come, or waits for input until the deadline, which is an error; 0 is the end of the input.
     pub(crate) fn read(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
         loop {
             match recv(self.descriptor(), buffer, MsgFlags::MSG_DONTWAIT) {
@@ -177,11 +163,7 @@ impl Connection {
         }
     }
 
-    /// Writes everything, waiting at most `patience` for the client to take more of it.
-    ///
-    /// # Errors
-    ///
-    /// `TimedOut` when the client has taken nothing for that long, or what send(2) fails with.
+    /// Writes everything. It is an error when the client takes nothing of it for as long as `patience`.
     pub(crate) fn write_all(&self, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
         // Not SIGPIPE, which an embedding program may have set back to its deadly default.
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -209,9 +191,7 @@ impl Connection {
         while Instant::now() < deadline && self.read(&mut discarded, deadline).is_ok_and(|count| count > 0) {}
     }
 
-    /// Ends the connection at once, whatever it is doing.
-    pub(crate) fn cut(&self) {
-        // It fails if the client was faster.
+    pub(super) fn cut(&self) {
         let _ = shutdown(self.descriptor(), Shutdown::Both);
     }
 
@@ -220,7 +200,7 @@ impl Connection {
         if has_come { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Activity> {
+    pub(super) fn activity(&self) -> MutexGuard<'_, Activity> {
         self.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -228,8 +208,8 @@ impl Connection {
 impl Activity {
     /// If the connection is idle, a key by which the one that can best be spared comes first: one that has
     /// never had a request before one that has been of use, and then the one that has been idle for longest.
-    pub(super) fn idleness(self) -> Option<(bool, Instant)> {
-        match self {
+    pub(super) fn idleness(&self) -> Option<(bool, Instant)> {
+        match *self {
             Activity::Waiting { used, idle_since: Some(since) } if since.elapsed() >= MOMENT => {
                 Some((used, since))
             }

@@ -19,7 +19,6 @@ use crate::server::address::Address;
 use crate::server::connection::Peer;
 use crate::unix_file::UnixFile;
 
-/// A listening socket.
 pub(crate) struct Listener {
     socket: Socket,
     address: Address,
@@ -35,27 +34,25 @@ enum Socket {
 impl Listener {
     /// Binds everything that is asked for: of a name that has several addresses, all that this machine has.
     pub(crate) fn bind_all(asked: &[String], socket_mode: u32) -> Result<Vec<Listener>, Error> {
-        let mut listeners = Vec::new();
+        let mut listeners: Vec<Listener> = Vec::new();
         for text in asked {
             let error = |error| Error::new(format!("listen on {text}"), error);
-            let mut bound: Vec<Listener> = Vec::new();
-            let mut unavailable = None;
+            let (first, mut unavailable) = (listeners.len(), None);
             for mut address in Address::resolve(text)? {
-                if let (Address::Network(address), Some(Address::Network(first))) =
-                    (&mut address, bound.first().map(Listener::address))
+                // Port 0 is one port for all addresses of a name.
+                if let Address::Network(address) = &mut address
+                    && let Some(Listener { address: Address::Network(first), .. }) = listeners.get(first)
                 {
-                    // Port 0 is one port for all addresses of a name.
                     address.set_port(first.port());
                 }
                 match Listener::bind(&address, socket_mode) {
-                    Ok(listener) => bound.push(listener),
+                    Ok(listener) => listeners.push(listener),
                     Err(source) if is_unavailable(&source) => unavailable = Some(source),
                     Err(source) => return Err(error(source)),
                 }
             }
-            match unavailable {
-                Some(source) if bound.is_empty() => return Err(error(source)),
-                _ => listeners.append(&mut bound),
+            if let Some(source) = unavailable.filter(|_| listeners.len() == first) {
+                return Err(error(source));
             }
         }
         Ok(listeners)
@@ -151,7 +148,6 @@ impl Listener {
         listen(self, Backlog::MAXALLOWABLE)
     }
 
-    /// The address that clients connect to.
     pub(crate) fn address(&self) -> &Address {
         &self.address
     }

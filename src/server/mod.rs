@@ -1,8 +1,5 @@
-//! The server: accepts connections and gives each a thread of its own, on which it runs a function.
-//!
-//! What that function does is not its business. Its business is exactness. After [`Server::drain`] no
-//! connection is accepted any more; every accepted connection is in the registry before its thread starts,
-//! and leaves it when the thread is done with it, even by a panic.
+//! The server: accepts connections, and runs a function on each, on a thread of its own. A connection is in the
+//! registry before its thread starts, and leaves it when the thread is done with it, even by a panic.
 
 mod acceptor;
 pub(crate) mod address;
@@ -23,7 +20,6 @@ use crate::server::listener::Listener;
 use crate::server::registry::Registry;
 use crate::server::workers::Workers;
 
-/// Listening sockets, and the connections that were accepted on them.
 pub(crate) struct Server {
     registry: Arc<Registry>,
     /// Has the listening sockets, and its thread; `None` once they are closed.
@@ -68,8 +64,7 @@ impl Server {
         self.set_gate(Gate::Open);
     }
 
-    /// Stops accepting: when this returns, no further connection is accepted. Each open connection ends
-    /// with its next response.
+    /// When this returns, no further connection is accepted. Each open one ends with its next response.
     pub(crate) fn drain(&mut self) {
         self.set_gate(Gate::Shut);
         self.registry.draining.store(true, Ordering::SeqCst);
@@ -108,14 +103,13 @@ impl Server {
         self.close_idle = None;
     }
 
-    /// The number of open connections.
     pub(crate) fn open(&self) -> usize {
         self.registry.open().len()
     }
 
     /// The number of open connections on which a request is being read, handled or answered.
     pub(crate) fn in_flight(&self) -> usize {
-        let is_in_flight = |each: &&Arc<Connection>| matches!(each.activity(), Activity::InFlight { .. });
+        let is_in_flight = |each: &&Arc<Connection>| matches!(*each.activity(), Activity::InFlight { .. });
         self.registry.open().values().filter(is_in_flight).count()
     }
 

@@ -62,7 +62,7 @@ impl Registry {
         let open = self.open();
         let mut idle = Vec::new();
         for connection in open.values() {
-            match connection.activity() {
+            match &*connection.activity() {
                 Activity::Evicted => return,
                 activity => idle.extend(activity.idleness().map(|idleness| (idleness, connection))),
             }
