@@ -88,6 +88,8 @@ impl Body {
     }
 
     /// Discards the rest: within `limit` bytes, and within the time for which a client may send nothing.
+    // Not inlined, or its buffer lies on the stack of every idle connection.
+    #[inline(never)]
     pub(crate) fn skip(&mut self, limit: u64) -> io::Result<()> {
         self.limit = limit;
         let deadline = after(self.input.limits.body_timeout);

@@ -63,6 +63,8 @@ impl Head {
 
     /// Returns the length of a head and what it says; `None` if it is not complete. Each time more has come,
     /// it is parsed from its beginning, so that what cannot become a request is refused at once.
+    // Not inlined, or its buffer lies on the stack of every idle connection.
+    #[inline(never)]
     fn parse(bytes: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
         let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
         let mut request = httparse::Request::new(&mut []);

@@ -5,7 +5,7 @@
 //! a body of unknown length in memory for HTTP/1.0.
 
 use std::fmt::Display;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -119,7 +119,7 @@ impl<'a> Reply<'a> {
             return Err(Failure::Response(format!("{status} is not the status of a final response")));
         }
         let reason = response.status_code().default_reason_phrase();
-        self.line(&["HTTP/1.1 ", &status.to_string(), " ", reason]);
+        let _ = write!(self.out, "HTTP/1.1 {status} {reason}\r\n");
         for header in response.headers() {
             if !is_valid(header) {
                 return Err(Failure::Response(format!("malformed header field {header:?}")));
@@ -127,12 +127,12 @@ impl<'a> Reply<'a> {
             self.line(&[header.field.as_str().as_str(), ": ", header.value.as_str()]);
         }
         if !response.headers().iter().any(|header| header.field.equiv("Date")) {
-            self.line(&["Date: ", &HttpDate::from(SystemTime::now()).to_string()]);
+            let _ = write!(self.out, "Date: {}\r\n", HttpDate::from(SystemTime::now()));
         }
         match response.data_length() {
             _ if has_no_body(response) => {}
             // For HEAD, that of the response to the same request with GET (RFC 9110 section 9.3.2).
-            Some(length) => self.line(&["Content-Length: ", &length.to_string()]),
+            Some(length) => drop(write!(self.out, "Content-Length: {length}\r\n")),
             None if delimiter == Delimiter::Chunked => self.line(&["Transfer-Encoding: chunked"]),
             None => {}
         }
@@ -154,29 +154,43 @@ impl<'a> Reply<'a> {
     /// Writes the body and what is still collected. A body that is shorter than its length fails; of a longer
     /// one the client gets what was announced.
     fn write_body(&mut self, body: &mut dyn Read, delimiter: Delimiter) -> Result<(), Failure> {
-        let most = if let Delimiter::Length(length) = delimiter { length } else { u64::MAX };
-        let mut piece = vec![0; most.min(PIECE as u64) as usize];
-        let mut body = body.take(most);
-        loop {
-            let read = read(&mut body, &mut piece).map_err(Failure::Response)?;
-            match delimiter {
-                Delimiter::Chunked => {
-                    self.line(&[&format!("{read:x}")]);
-                    self.out.extend_from_slice(&piece[..read]);
-                    self.line(&[]);
-                }
-                Delimiter::Length(length) if read == 0 && body.limit() > 0 => {
-                    let fault = format!("its body ended after {} of {length} bytes", length - body.limit());
+        let Delimiter::Length(length) = delimiter else { return self.write_stream(body, delimiter) };
+        let mut left = length;
+        while left > 0 {
+            if self.out.len() >= PIECE {
+                self.flush()?;
+            }
+            let begin = self.out.len();
+            let most = (PIECE - begin).min(usize::try_from(left).unwrap_or(PIECE));
+            self.out.resize(begin + most, 0);
+            let read = read(body, &mut self.out[begin..]);
+            self.out.truncate(begin + read.as_ref().map_or(0, |&read| read));
+            left -= match read.map_err(Failure::Response)? {
+                0 => {
+                    let fault = format!("its body ended after {} of {length} bytes", length - left);
                     return Err(Failure::Response(fault));
                 }
-                _ => self.out.extend_from_slice(&piece[..read]),
+                read => read as u64,
+            };
+        }
+        self.flush()
+    }
+
+    /// Writes a body of unknown length, each piece as soon as it is there: the rest may be a long time coming.
+    fn write_stream(&mut self, body: &mut dyn Read, delimiter: Delimiter) -> Result<(), Failure> {
+        let mut piece = vec![0; PIECE];
+        loop {
+            let read = read(body, &mut piece).map_err(Failure::Response)?;
+            if delimiter == Delimiter::Chunked {
+                let _ = write!(self.out, "{read:x}\r\n");
+                self.out.extend_from_slice(&piece[..read]);
+                self.line(&[]);
+            } else {
+                self.out.extend_from_slice(&piece[..read]);
             }
+            self.flush()?;
             if read == 0 {
-                return self.flush();
-            }
-            // Where the length is not known, the rest may be a long time coming.
-            if self.out.len() >= PIECE || !matches!(delimiter, Delimiter::Length(_)) {
-                self.flush()?;
+                return Ok(());
             }
         }
     }

@@ -54,6 +54,11 @@ pub(super) enum Activity {
 /// How long a connection is not idle yet, because its next request is likely to come soon.
 const MOMENT: Duration = Duration::from_millis(100);
 
+/// The receive timeout (socket(7), SO_RCVTIMEO) of a connection.
+pub(super) fn moment() -> TimeVal {
+    TimeVal::microseconds(MOMENT.as_micros() as i64)
+}
+
 impl Connection {
     pub(crate) fn new(
         socket: OwnedFd,
@@ -61,8 +66,10 @@ impl Connection {
         local: Address,
         registry: Arc<Registry>,
     ) -> io::Result<Connection> {
-        let moment = TimeVal::microseconds(MOMENT.as_micros() as i64);
-        setsockopt(&socket, sockopt::ReceiveTimeout, &moment)?;
+        // One from the network has inherited it.
+        if peer == Peer::Local {
+            setsockopt(&socket, sockopt::ReceiveTimeout, &moment())?;
+        }
         let activity = Mutex::new(Activity::Waiting { used: false, idle_since: None });
         Ok(Connection { socket, peer, local, registry, activity })
     }
@@ -181,6 +188,8 @@ impl Connection {
     ///
     /// A plain close with unread input, or with input still to come, makes the kernel send a reset, which
     /// can destroy the response before the client has read it (RFC 9112 section 9.6).
+    // Not inlined, or its buffer lies on the stack of every idle connection.
+    #[inline(never)]
     pub(crate) fn linger(&self, deadline: Instant) {
         if shutdown(self.descriptor(), Shutdown::Write).is_err() {
             return;
