@@ -8,6 +8,7 @@ pub(crate) mod listener;
 pub(crate) mod registry;
 mod workers;
 
+use std::fmt;
 use std::io::{self, PipeWriter};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, RwLock};
@@ -30,8 +31,8 @@ pub(crate) struct Server {
 
 impl Server {
     /// A server that does not accept yet. It will run `serve` on each connection, keep at most
-    /// [`max_connections`](Limits::max_connections) open, and call `on_empty` when the last one has ended after
-    /// [`drain`](Self::drain).
+    /// [`max_connections`](Limits::max_connections) open, and call `on_empty` when, after
+    /// [`drain`](Self::drain), none is open.
     pub(crate) fn new(
         listeners: Vec<Listener>,
         limits: Arc<RwLock<Limits>>,
@@ -68,6 +69,9 @@ impl Server {
     pub(crate) fn drain(&mut self) {
         self.set_gate(Gate::Shut);
         self.registry.draining.store(true, Ordering::SeqCst);
+        if self.open() == 0 {
+            (self.registry.on_empty)();
+        }
     }
 
     /// Accepts the connections that are in the queues, closes the listening sockets, and drains. The
@@ -116,6 +120,12 @@ impl Server {
     /// Ends every open connection at once. Its thread ends as soon as it uses the connection again.
     pub(crate) fn cut(&self) {
         self.registry.open().values().for_each(|connection| connection.cut());
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "open connections: {}, requests in flight: {}", self.open(), self.in_flight())
     }
 }
 

@@ -15,7 +15,7 @@ type Connections = HashMap<RawFd, Arc<Connection>>;
 
 pub(crate) struct Registry {
     open: Mutex<Connections>,
-    on_empty: Box<dyn Fn() + Send + Sync>,
+    pub(super) on_empty: Box<dyn Fn() + Send + Sync>,
     /// No further connection is accepted, and each response is the last of its connection.
     pub(super) draining: AtomicBool,
     /// At its end of file when idle connections are to close.
@@ -61,14 +61,18 @@ impl Registry {
         self.capacity_wanted.store(true, Ordering::SeqCst);
         let open = self.open();
         let mut idle = Vec::new();
+        let mut may_evict_used = true;
         for connection in open.values() {
             match &*connection.activity() {
                 Activity::Evicted => return,
+                // It is spared for a moment only, and goes before one that has been of use.
+                Activity::Waiting { used: false, idle_since: None } => may_evict_used = false,
                 activity => idle.extend(activity.idleness().map(|idleness| (idleness, connection))),
             }
         }
         idle.sort_unstable_by_key(|&(idleness, _)| idleness);
-        idle.into_iter().find(|(_, connection)| connection.evict());
+        let mut idle = idle.into_iter().filter(|((used, _), _)| may_evict_used || !used);
+        idle.find(|(_, connection)| connection.evict());
     }
 
     /// A connection has ended or become idle.
