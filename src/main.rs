@@ -2,7 +2,6 @@
 
 mod command;
 
-use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
@@ -26,7 +25,7 @@ fn main() -> ExitCode {
             Some(path) => ask(&path, &request),
             None => fail("--signal needs --control", USAGE),
         },
-        Ok(settings) => serve(command_line, settings).unwrap_or_else(|error| fail(error, 1)),
+        Ok(settings) => serve(command_line, settings),
         Err(error) => fail(error, USAGE),
     }
 }
@@ -39,10 +38,20 @@ fn ask(path: &Path, request: &str) -> ExitCode {
     }
 }
 
-fn serve(command_line: CommandLine, settings: Settings) -> Result<ExitCode, Box<dyn Error>> {
-    let _log = logging::init(&settings)?;
+fn serve(command_line: CommandLine, settings: Settings) -> ExitCode {
+    let log = match logging::init(&settings) {
+        Ok(log) => log,
+        Err(error) => return fail(error, 1),
+    };
     let routes = Routes::new(command_line, &settings);
-    Ok(handover::serve(settings.options, routes)?.into())
+    match handover::serve(settings.options, routes) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            // Nobody may be reading standard error any more, which is no reason to stay.
+            log.write(format!("handover: {error}\n"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Prints to standard output, which may be closed already: `handover --help | head -1`.

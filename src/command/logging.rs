@@ -105,6 +105,13 @@ pub(crate) struct Flush {
     ended: Receiver<()>,
 }
 
+impl Flush {
+    /// Writes a line as it is, behind those that have been logged.
+    pub(crate) fn write(&self, line: String) {
+        let _ = self.queue.try_send(Some(line.into_bytes()));
+    }
+}
+
 impl Drop for Flush {
     fn drop(&mut self) {
         // A full queue is one that is not being emptied.
