@@ -33,35 +33,36 @@
 //!
 //! # How a process is replaced
 //!
-//! The listening socket outlives the processes. A process that gets SIGUSR2 starts the program again, the
-//! way it was invoked itself, with the socket at descriptor 3. The new process, its *successor*, prepares
-//! everything, says `ready` through a pipe at descriptor 4, and accepts connections. The old one, its
-//! *predecessor*, stops accepting then, and *drains*: it answers the requests it has, and the next one on
-//! each kept-alive connection, with `Connection: close`, so that no client ever writes into a connection
-//! that is being closed. With nothing left to do it exits. There is no moment without an open listening
-//! socket, so nobody is refused.
+//! The listening sockets outlive the processes. A process that receives SIGUSR2 starts the program again, the
+//! way it was invoked itself, with the sockets from descriptor 3 on and, behind them, one end of a *link*, a
+//! Unix socket between the two. The new process is a *candidate*: it prepares everything that can fail, says
+//! `ready` on the link, and waits. Until its *predecessor* says `go` it accepts nothing, so it can be killed
+//! at any time, and nothing has changed. From then on it is the *successor*: it accepts connections, and says
+//! `serving`. The predecessor stops accepting, and *drains*: it answers the requests that it has, and the
+//! next one on each kept-alive connection, with `Connection: close`, so that no client ever writes into a
+//! connection that is being closed. When no connection is left, it exits.
 //!
-//! Whatever else happens, somebody serves: a successor that does not become ready is killed, and nothing
-//! has changed; one that dies while its predecessor is still there is succeeded by its predecessor.
+//! Until a stop, some process always has the listening sockets open, so no client is refused; and if a
+//! process dies in the middle of a handover, exactly one of the others serves.
 //!
 //! # How to read the code
 //!
-//! `serve.rs` is how a process begins, and `process.rs` is its story: one loop over its states. Beneath them,
-//! each module does one job, and none knows those above it.
+//! Start with `process.rs`: a table of what each event means in each phase, and one function for each phase.
+//! `serve.rs` is what comes before, how a process begins, and `events.rs` the one place where its loop waits.
+//! They rest on four folders, none of which knows them:
 //!
-//! - The sockets: `server/listener.rs` binds them or takes them over (`server/address.rs`: where,
-//!   `handover/descriptors.rs`: under which numbers).
-//! - The other processes, in `handover`: `successor.rs` starts the next one (`program.rs`: which program,
-//!   `spawn.rs`: how), hears its words (`link.rs`, `ear.rs`), watches and kills it; `predecessor.rs` is the other end of that;
-//!   `takeover.rs` is the same between processes that are not parent and child, and
-//!   `operations/keeper.rs` is for a process that stays when it has handed over.
-//! - Who asks for something, in `operations` (`requester.rs`): `signals.rs` and `control.rs` turn it into events; `pid_file.rs`
-//!   and `systemd.rs` tell who serves (`places.rs`: at which path).
-//! - The connections: `server` accepts them, each is entered in `registry.rs` and served on a thread of
-//!   `workers.rs`, and `http` speaks HTTP on one (`connection.rs`).
+//! - `handover`, the mechanism: the protocol (`mod.rs`) and its words (`link.rs`), the process after this one
+//!   (`successor.rs`; `program.rs`: which program, `spawn.rs`: as a child, `takeover.rs`: not as a child) and
+//!   the one before it (`predecessor.rs`). Every `unsafe` is in `descriptors.rs`.
+//! - `server`, the connections: where to listen (`listener.rs`), the accept loop (`acceptor.rs`), and the
+//!   open connections, each entered in `registry.rs` and served on a thread of `workers.rs`.
+//! - `http`, which speaks HTTP on one connection.
+//! - `operations`, the operator's and the supervisor's side: requests come as signals and on the control
+//!   socket, `places.rs` and `systemd.rs` show which process serves, `keeper.rs` stays for a supervisor.
 
 mod deadline;
 mod error;
+mod events;
 mod handover;
 mod http;
 mod operations;

@@ -1,22 +1,22 @@
-//! How a process has ended, and what exit status that is.
+//! How a process ended, and the exit status for it.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 
-/// How a process has ended.
+/// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// How many requests were cut, because they were still in flight at the end of the drain or when a
+    /// The number of requests that were cut, because they were still in flight at the drain deadline or when a
     /// second stop signal came.
     pub cut: usize,
-    /// How the last successor ended, if this process has stayed to see it; see
+    /// How the last successor ended, if this process stayed until then; see
     /// [`Options::stay`](crate::Options::stay).
     pub last: Option<ExitStatus>,
 }
 
 impl From<Outcome> for ExitCode {
-    /// Success if no request was lost; that of the last successor, if there is one: its status, or 128 and
-    /// the number of the signal that has killed it, as a shell puts it.
+    /// The exit status of the last successor if there is one, or 128 plus the number of the signal that killed
+    /// it, as in a shell. Otherwise success if no request was cut.
     fn from(outcome: Outcome) -> ExitCode {
         let status = match outcome.last {
             Some(last) => last.code().or(last.signal().map(|signal| 128 + signal)).unwrap_or(1),

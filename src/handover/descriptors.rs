@@ -1,123 +1,85 @@
-//! Descriptors that are agreed on by number.
+//! Descriptors that are agreed on by number: every `unsafe` of this crate.
 //!
-//! A successor finds the listening sockets at descriptor 3 and those that follow (where systemd puts them,
-//! too), and the pipe to its predecessor behind them. Whoever relies on numbers has to know what is behind
-//! them, and has to keep the numbers from being taken by something else.
+//! A successor finds the listening sockets at descriptor 3 and those that follow, where systemd puts them, too,
+//! and the link behind them. A number says nothing about what is behind it, so each is looked at before it is
+//! owned, and each is owned once.
 
-use std::fs::File;
+use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
-use nix::unistd::dup3;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// The first listening socket, in a process that was handed any. The others follow, and then, in a process
-/// that has a predecessor, the write end of the pipe to it.
+/// The first listening socket. Below it are standard input, output and error.
 pub(crate) const FIRST: RawFd = 3;
 
-/// How many descriptors a process may have (RLIMIT_NOFILE), as it was when the process was started.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limit {
-    soft: rlim_t,
-    hard: rlim_t,
-}
-
-impl Limit {
-    /// Raises the soft limit to the hard one, and returns what it was. The soft limit is low for the sake
-    /// of programs that use select(2); a server wants what it can have.
-    pub(crate) fn raise() -> Option<Limit> {
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
-        Some(Limit { soft, hard })
-    }
-
-    /// Makes the limit what it was. One system call, without allocating or locking.
-    pub(crate) fn restore(self) -> io::Result<()> {
-        Ok(setrlimit(Resource::RLIMIT_NOFILE, self.soft, self.hard)?)
-    }
-}
-
-/// Whether a descriptor is open, and was handed to this process when it was executed: what has come through
-/// execve(2) cannot be close-on-exec, and what Rust opens always is.
+/// Lends a descriptor that was handed to this process when it was executed. What comes through execve(2) is not
+/// close-on-exec, and what Rust opens always is.
 #[allow(unsafe_code)]
-pub(crate) fn is_inherited(number: RawFd) -> bool {
-    // SAFETY: fcntl F_GETFD has no effect on whatever the number refers to, and the borrow ends here.
-    let flags = unsafe { fcntl(BorrowedFd::borrow_raw(number), FcntlArg::F_GETFD) };
-    flags.is_ok_and(|flags| !FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC))
+fn look_at(number: RawFd) -> Option<BorrowedFd<'static>> {
+    if number < FIRST {
+        return None;
+    }
+    // SAFETY: it is not -1. If it is not open, or is another descriptor than the one that was inherited, all that
+    // happens to it is fcntl(2) F_GETFD, which has no effect. The only caller beside `inherited` is in this
+    // module, too, and borrows it for the length of one system call without an effect.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+    let flags = FdFlag::from_bits_retain(fcntl(descriptor, FcntlArg::F_GETFD).ok()?);
+    (!flags.contains(FdFlag::FD_CLOEXEC)).then_some(descriptor)
 }
 
 /// Takes ownership of a descriptor that was handed to this process when it was executed, and makes it
-/// close-on-exec; `None` if it was not.
+/// close-on-exec. `None` if there is none under this number, or if it is not what `is_wanted` looks for.
 #[allow(unsafe_code)]
-pub(crate) fn inherited(number: RawFd) -> Option<OwnedFd> {
-    if !is_inherited(number) {
-        return None;
-    }
-    // SAFETY: it is open, and came with the process image. By the protocol between predecessor and
-    // successor (and of sd_listen_fds(3)) it is then meant for `serve`, which is the only caller and takes
-    // each number once, because afterwards it is close-on-exec: nobody else owns it.
-    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
-    fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
-    Some(descriptor)
+pub(crate) fn inherited(number: RawFd, is_wanted: impl Fn(BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
+    let descriptor = look_at(number).filter(|descriptor| is_wanted(*descriptor))?;
+    fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+    // SAFETY: it is open, and came with the process image. By the protocol between predecessor and successor, and
+    // by sd_listen_fds(3), it is then meant for `serve`, which takes each number once, because now it is
+    // close-on-exec: nobody else owns it.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Takes ownership of a descriptor that has just come through a Unix socket.
+/// Takes ownership of descriptors that have just come through a Unix socket.
 #[allow(unsafe_code)]
-pub(crate) fn received(number: RawFd) -> OwnedFd {
-    // SAFETY: the only caller has it from recvmsg(2), which has opened it for this process a moment ago, and
-    // has told nobody else the number.
-    unsafe { OwnedFd::from_raw_fd(number) }
+pub(crate) fn received(numbers: Vec<RawFd>) -> impl Iterator<Item = OwnedFd> {
+    // SAFETY: the only caller has them from recvmsg(2), which has opened them for this process a moment ago, and
+    // has reported the numbers to nobody else.
+    numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Low numbers, kept for what a successor is started with: then the beginning of the table of descriptors
-/// is all that it needs of it, however many connections there are.
-pub(crate) struct Reserve {
-    /// What is behind the numbers when they are not lent.
-    null: OwnedFd,
-    kept: Vec<OwnedFd>,
+/// A duplicate whose number is at least `least`, close-on-exec.
+#[allow(unsafe_code)]
+pub(crate) fn duplicate_above(descriptor: impl AsFd, least: RawFd) -> io::Result<OwnedFd> {
+    let number = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(least))?;
+    // SAFETY: fcntl(2) has opened it for this process a moment ago, and nobody else knows the number.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-impl Reserve {
-    /// For so many sockets and the pipe behind them, out of the way of the agreed numbers; to be made before
-    /// there are connections.
-    pub(crate) fn new(sockets: usize) -> io::Result<Reserve> {
-        let null = File::open("/dev/null")?.into();
-        let kept = (0..=sockets).map(|_| duplicate(sockets, &null)).collect::<io::Result<_>>()?;
-        Ok(Reserve { null, kept })
-    }
+/// The numbers of the other descriptors that this process was started with, and that a child would inherit.
+/// Without /proc there are none.
+pub(crate) fn others_inherited() -> Vec<RawFd> {
+    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(|&number| look_at(number).is_some()).collect()
+}
 
-    /// Calls `start` with close-on-exec duplicates under the numbers that are kept.
-    pub(crate) fn lend<T>(
-        &mut self,
-        descriptors: &[BorrowedFd<'_>],
-        start: impl FnOnce(&[OwnedFd]) -> io::Result<T>,
-    ) -> io::Result<T> {
-        let mut pairs = self.kept.iter_mut().zip(descriptors);
-        let lent = pairs.try_for_each(|(kept, lent)| dup3(lent, kept, OFlag::O_CLOEXEC));
-        let started = lent.map_err(io::Error::from).and_then(|()| start(&self.kept));
-        for kept in &mut self.kept {
-            // It cannot fail, because both are open. See dup(2), "Errors".
-            let _ = dup3(&self.null, kept, OFlag::O_CLOEXEC);
-        }
-        started
+/// Raises the limit of open descriptors as far as it may be raised: the soft limit is low for the sake of programs
+/// that use select(2).
+pub(crate) fn raise_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Without it there are fewer connections, and that is all.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 
-/// A close-on-exec duplicate that is out of the way of the agreed numbers for so many sockets.
-fn duplicate(sockets: usize, descriptor: &OwnedFd) -> io::Result<OwnedFd> {
-    let mut below = Vec::new();
-    loop {
-        // The system hands out the lowest free number, so what comes before occupies the agreed ones.
-        let duplicate = descriptor.try_clone()?;
-        if duplicate.as_raw_fd() >= first_free(sockets) {
-            return Ok(duplicate);
-        }
-        below.push(duplicate);
-    }
+/// The number of the descriptor at `index` among those that are handed over.
+pub(crate) fn number(index: usize) -> RawFd {
+    FIRST + index as RawFd
 }
 
-/// The first number behind so many sockets and the pipe.
-pub(crate) fn first_free(sockets: usize) -> RawFd {
-    FIRST + sockets as RawFd + 1
+/// Whether the number lies among those of so many descriptors.
+pub(crate) fn is_among(number: RawFd, count: usize) -> bool {
+    (FIRST..self::number(count)).contains(&number)
 }

@@ -1,41 +1,173 @@
-//! What a successor tells its predecessor through descriptor 4: one word a line.
-//!
-//! The first word decides the handover. The later ones tell a successor that ends in good order from one
-//! that dies: only after a death may the predecessor take the socket back.
+//! The link between a predecessor and its successor: a Unix stream socket, on which each line is a word.
 
-/// A word from a successor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+
+use crate::deadline::{poll_until, readable};
+
+/// The first line of every link, written before the successor runs. A descriptor without it is no link.
+pub(crate) const GREETING: &[u8] = b"handover 1\n";
+
+/// The same, when the next descriptor is the link between the predecessor and its own predecessor.
+pub(crate) const GREETING_WITH_ABOVE: &[u8] = b"handover 1\nabove\n";
+
+/// More than the longest word with its reason. What follows a longer line is of no interest.
+const LONGEST_LINE: usize = 1024;
+
+/// What comes on a link after the greeting; `handover/mod.rs` says what each word means.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
-    /// Everything is in place; the next thing it does is to accept connections.
-    Ready,
-    /// The same, and it wants its predecessor to go on accepting connections, too.
-    ReadyToOverlap,
-    /// It has handed the socket over to a successor of its own.
+    Above,
+    Go {
+        generation: u64,
+    },
+    No(String),
+    Ready(Mode),
+    Failed(String),
+    Serving,
     HandedOver,
-    /// It was told to stop.
     Stopping,
+    /// A line that is no word.
+    Other(String),
+    /// Nothing more will come: the peer has closed its end, or has ended.
+    End,
+}
+
+/// Which process accepts connections after a handover: the successor, or both until an operator decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Alone,
+    Overlap,
 }
 
 impl Word {
-    const ALL: [Word; 4] = [Word::Ready, Word::ReadyToOverlap, Word::HandedOver, Word::Stopping];
+    fn from_line(line: &str) -> Word {
+        match (line, line.split_once(' ').unwrap_or_default()) {
+            ("above", _) => Word::Above,
+            ("ready", _) => Word::Ready(Mode::Alone),
+            ("ready to overlap", _) => Word::Ready(Mode::Overlap),
+            ("serving", _) => Word::Serving,
+            ("handed over", _) => Word::HandedOver,
+            ("stopping", _) => Word::Stopping,
+            (_, ("go", number)) if let Ok(generation) = number.parse() => Word::Go { generation },
+            (_, ("no", reason)) => Word::No(reason.to_owned()),
+            (_, ("failed", reason)) => Word::Failed(reason.to_owned()),
+            _ => Word::Other(line.to_owned()),
+        }
+    }
+}
 
-    /// Whether whoever says it is about to accept connections, or does so.
-    pub(crate) fn is_ready(self) -> bool {
-        matches!(self, Word::Ready | Word::ReadyToOverlap)
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Word::Above => write!(f, "above"),
+            Word::Go { generation } => write!(f, "go {generation}"),
+            Word::No(reason) => write!(f, "no {reason}"),
+            Word::Ready(Mode::Alone) => write!(f, "ready"),
+            Word::Ready(Mode::Overlap) => write!(f, "ready to overlap"),
+            Word::Failed(reason) => write!(f, "failed {reason}"),
+            Word::Serving => write!(f, "serving"),
+            Word::HandedOver => write!(f, "handed over"),
+            Word::Stopping => write!(f, "stopping"),
+            Word::Other(line) => f.write_str(line),
+            Word::End => Ok(()),
+        }
+    }
+}
+
+/// One end of a link.
+#[derive(Debug)]
+pub(crate) struct Link {
+    socket: UnixStream,
+    unheard: Vec<u8>,
+    ended: bool,
+}
+
+impl Link {
+    pub(crate) fn new(socket: UnixStream) -> io::Result<Link> {
+        socket.set_nonblocking(true)?;
+        Ok(Link { socket, unheard: Vec::new(), ended: false })
     }
 
-    /// The line that stands for the word, without its end.
-    pub(crate) fn line(self) -> &'static str {
-        match self {
-            Word::Ready => "ready",
-            Word::ReadyToOverlap => "ready to overlap",
-            Word::HandedOver => "handed over",
-            Word::Stopping => "stopping",
+    /// Whether a descriptor is an end of a link on which the greeting waits.
+    pub(crate) fn is_behind(descriptor: BorrowedFd<'_>) -> bool {
+        let mut line = [0; GREETING.len()];
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        recv(descriptor.as_raw_fd(), &mut line, flags) == Ok(GREETING.len()) && line == GREETING
+    }
+
+    /// Says a word, without ever waiting; `false` if it was not sent: then the peer will never hear it.
+    pub(crate) fn say(&self, word: &Word) -> bool {
+        let mut line = word.to_string().replace(char::is_control, " ").into_bytes();
+        line.truncate(LONGEST_LINE / 2);
+        line.push(b'\n');
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            match send(self.socket.as_raw_fd(), &line, flags) {
+                Err(Errno::EINTR) => {}
+                sent => return sent == Ok(line.len()),
+            }
         }
     }
 
-    /// The word that a line, without its end, stands for.
-    pub(crate) fn from_line(line: &[u8]) -> Option<Word> {
-        Word::ALL.into_iter().find(|word| word.line().as_bytes() == line)
+    /// The next word that has come, if there is one. The end comes again and again.
+    pub(crate) fn hear(&mut self) -> Option<Word> {
+        self.read();
+        if let Some(end) = self.unheard.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = self.unheard.drain(..=end).take(end).collect();
+            return Some(Word::from_line(&line.escape_ascii().to_string()));
+        }
+        if self.ended && !self.unheard.is_empty() {
+            let half = std::mem::take(&mut self.unheard);
+            return Some(Word::Other(half[..half.len().min(64)].escape_ascii().to_string()));
+        }
+        self.ended.then_some(Word::End)
+    }
+
+    fn read(&mut self) {
+        let mut bytes = [0; 256];
+        while !self.ended {
+            match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN) => return,
+                Err(Errno::EINTR) => {}
+                Ok(0) | Err(_) => self.ended = true,
+                Ok(count) => {
+                    self.unheard.extend_from_slice(&bytes[..count]);
+                    self.ended = self.unheard.len() > LONGEST_LINE;
+                }
+            }
+        }
+    }
+
+    /// Whether there is something to hear.
+    pub(crate) fn has_come(&self) -> bool {
+        self.unheard.contains(&b'\n') || self.wait(Instant::now())
+    }
+
+    /// Waits until something comes; `false` if nothing has until the deadline.
+    pub(crate) fn wait(&self, deadline: Instant) -> bool {
+        poll_until(&mut [readable(self)], Some(deadline))
+    }
+
+    /// Whether something may still come, so that it makes sense to wait for it.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.ended
+    }
+
+    /// Takes no more words: what the peer says from now on fails there. What it has said is still to be heard.
+    pub(crate) fn close_for_words(&self) {
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

@@ -1,74 +1,99 @@
-//! The process before this one, seen through the pipe behind the listening sockets.
+//! The process before this one, as its successor sees it.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{SFlag, fstat};
+use super::descriptors;
+use super::link::{GREETING, Link, Mode, Word};
 
-use crate::handover::descriptors;
-use crate::handover::link::Word;
-use crate::handover::takeover;
+/// How long a predecessor may take to say `go`. It is a matter of microseconds, unless the process is stopped.
+const GO_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The predecessor, while there may be one.
+/// The predecessor, while there is one.
+#[derive(Debug)]
 pub(crate) struct Predecessor {
-    /// Only the end of the process closes it, because that is what its end of file tells the predecessor:
-    /// one that hears it earlier kills this process, which may be about to say why it cannot serve.
-    pipe: ManuallyDrop<File>,
-    /// It has not started this process, and has to be waited for before connections are accepted.
-    is_stranger: bool,
+    link: Link,
+    /// The predecessor's link to its own predecessor, which takes back if this one dies before it says `go`.
+    above: Option<Link>,
 }
 
 impl Predecessor {
-    /// The predecessor at the other end of the descriptor behind so many sockets, or `None` if that is not
-    /// the write end of a pipe: then something else has started this process, and waits for no word.
-    pub(crate) fn inherited(sockets: usize) -> Option<Predecessor> {
-        let descriptor = descriptors::inherited(descriptors::first_free(sockets) - 1)?;
-        if is_write_end_of_pipe(&descriptor) {
-            let pipe = ManuallyDrop::new(File::from(descriptor));
-            return Some(Predecessor { pipe, is_stranger: false });
-        }
-        // It was handed to the program for a purpose of its own, so it is not ours to close.
-        let _ = descriptor.into_raw_fd();
-        None
+    /// The predecessor that has started this process, if the descriptor behind so many sockets is a link. If it
+    /// is not, something else has started this process.
+    pub(crate) fn inherited(sockets: usize) -> io::Result<Option<Predecessor>> {
+        let inherited = descriptors::inherited(descriptors::number(sockets), Link::is_behind);
+        let Some(mut socket) = inherited.map(UnixStream::from) else { return Ok(None) };
+        socket.read_exact(&mut [0; GREETING.len()])?;
+        Predecessor::new(socket, || descriptors::inherited(descriptors::number(sockets + 1), |_| true))
+            .map(Some)
     }
 
-    /// The process that has handed its sockets over through this connection.
-    pub(crate) fn connected(connection: UnixStream) -> Predecessor {
-        let pipe = ManuallyDrop::new(File::from(OwnedFd::from(connection)));
-        Predecessor { pipe, is_stranger: true }
+    /// The process at the other end of a connection on which the greeting has come. `above` gets the descriptor that
+    /// was passed with it, if the greeting says so.
+    pub(crate) fn new(
+        connection: UnixStream,
+        above: impl FnOnce() -> Option<OwnedFd>,
+    ) -> io::Result<Predecessor> {
+        let mut link = Link::new(connection)?;
+        let above = if link.hear() == Some(Word::Above) { above() } else { None };
+        let above = above.map(|above| Link::new(UnixStream::from(above))).transpose()?;
+        Ok(Predecessor { link, above })
     }
 
-    /// Waits until it lets this process accept connections, which the one that has started this process
-    /// does from the beginning.
+    /// Says that this process is ready, and waits until it may accept connections; returns its generation, if the
+    /// predecessor has lived to say it.
     ///
     /// # Errors
     ///
-    /// It serves on.
-    pub(crate) fn wait_for_go(&self) -> io::Result<()> {
-        if self.is_stranger { takeover::wait_for_go(&*self.pipe) } else { Ok(()) }
+    /// Why it may not: another process serves.
+    pub(crate) fn wait_for_go(&mut self, ready: Mode) -> Result<Option<u64>, String> {
+        self.link.say(&Word::Ready(ready));
+        let deadline = Instant::now() + GO_TIMEOUT;
+        let mut above = self.above.take();
+        let mut may_serve = || above.as_mut().is_none_or(|above| inherit(above, deadline));
+        loop {
+            match self.link.hear() {
+                None if self.link.wait(deadline) => {}
+                None => return Err(format!("it has not said go within {} s", GO_TIMEOUT.as_secs())),
+                Some(Word::Go { generation }) if may_serve() => return Ok(Some(generation)),
+                Some(Word::End) if may_serve() => return Ok(None),
+                Some(Word::Go { .. } | Word::End) => {
+                    return Err("it has died, and its own predecessor serves".to_owned());
+                }
+                Some(word) => return Err(format!("it said {word}")),
+            }
+        }
     }
 
-    /// Whether it is there: whether anybody holds the other end of the pipe.
-    pub(crate) fn is_there(&self) -> bool {
-        let mut events = [PollFd::new(self.pipe.as_fd(), PollFlags::empty())];
-        matches!(poll(&mut events, PollTimeout::ZERO), Ok(0))
+    /// Says a word; `false` if the predecessor will never read it, because it has left.
+    pub(crate) fn say(&self, word: &Word) -> bool {
+        self.link.say(word)
     }
 
-    /// Tells the predecessor; `false` if it is gone and nobody has heard it.
-    pub(crate) fn tell(&mut self, word: Word) -> bool {
-        self.pipe.write_all(format!("{}\n", word.line()).as_bytes()).is_ok()
+    /// Whether it is there, or has at least not ended this link.
+    pub(crate) fn is_there(&mut self) -> bool {
+        while self.link.hear().is_some_and(|word| word != Word::End) {}
+        self.link.is_open()
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
     }
 }
 
-fn is_write_end_of_pipe(descriptor: &OwnedFd) -> bool {
-    let is_pipe =
-        fstat(descriptor).is_ok_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits());
-    let is_write_end = fcntl(descriptor, FcntlArg::F_GETFL)
-        .is_ok_and(|flags| flags & OFlag::O_ACCMODE.bits() == OFlag::O_WRONLY.bits());
-    is_pipe && is_write_end
+/// Whether this process may serve in the place of its predecessor. The link between that and its own predecessor
+/// decides: either that one hears that it is succeeded, or it has closed the link for words, because it takes back,
+/// which it says, or because it leaves.
+fn inherit(above: &mut Link, deadline: Instant) -> bool {
+    above.say(&Word::HandedOver)
+        || loop {
+            match above.hear() {
+                None if above.wait(deadline) => {}
+                None | Some(Word::No(_)) => break false,
+                Some(Word::End) => break true,
+                Some(_) => {}
+            }
+        }
 }

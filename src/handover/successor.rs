@@ -1,198 +1,257 @@
-//! The process after this one: starting it, hearing its words, watching it, killing it.
+//! The process after this one: a [`Candidate`] until it is told to go, and a [`Successor`] from then on.
+//!
+//! A candidate has accepted nothing, so it can be killed at any time. A successor may have accepted connections, so it
+//! is never killed: the type has no such method.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{getsockopt, sockopt};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
-use crate::handover::descriptors::{Limit, Reserve};
-use crate::handover::ear::{Ear, Heard, Listening};
-use crate::handover::link::Word;
-use crate::handover::program::Program;
-use crate::handover::spawn::Child;
-use crate::handover::takeover;
+use super::link::{GREETING, GREETING_WITH_ABOVE, Link, Mode, Word};
+use super::program::Program;
+use super::spawn::{Child, spawn};
+use super::takeover;
 
-/// A successor. Dropping it stops listening to it and does not touch the process.
+/// How long a candidate that has been killed may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A process that has been told to go. Dropping it ends the link, by which the process knows that this one does not
+/// answer for it any more.
+#[derive(Debug)]
 pub(crate) struct Successor {
-    process: Process,
-    ear: Arc<Ear>,
-    /// Keeps the thread that listens.
-    _listening: Listening,
-    /// How the successor has described itself last.
-    said: Option<Word>,
+    /// As it is seen from here.
+    pid: u32,
+    link: Link,
+    /// If this process has started it. Otherwise it has come through the control socket, perhaps from another
+    /// container: it cannot be killed, and its end is that of the link.
+    child: Option<Child>,
 }
 
-/// What there is of its process.
-enum Process {
-    /// This process has started it.
-    Child(Child),
-    /// Somebody else has started it, and it has come through the control socket. It may be in another
-    /// container, so that nothing is known of it but what it says; and it waits for the word to go on before
-    /// it accepts connections, because it cannot be killed.
-    Stranger { pid: u32 },
+/// What has become of a successor.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// It accepts connections, and is found where clients look.
+    Serving,
+    /// It has handed over in turn, or has been told to stop: its place will not have to be taken.
+    Leaving(Word),
+    /// It has ended, with neither of these words before.
+    Died(End),
 }
 
-impl Successor {
-    /// Starts `program` with the listening sockets from descriptor 3 on, the pipe behind them, and the limit
-    /// of descriptors that this process was started with; and calls `report` whenever [`hear`](Self::hear)
-    /// may have something new.
-    pub(crate) fn start(
-        program: &Program,
-        sockets: &[BorrowedFd<'_>],
-        reserve: &mut Reserve,
-        limit: Option<Limit>,
-        report: impl Fn() + Send + 'static,
-    ) -> io::Result<Successor> {
-        let (pipe, their_end) = io::pipe()?;
-        // First, because a process that has been started may have to be listened to at once.
-        let (ear, listening) = Ear::open(pipe.into(), report)?;
-        let handed_over: Vec<_> = sockets.iter().copied().chain([their_end.as_fd()]).collect();
-        // Nothing of the preparations is left when this returns: the child alone holds the write end of the
-        // pipe, without which its end of file would never come.
-        let child = reserve.lend(&handed_over, |duplicates| Child::start(program, duplicates, limit))?;
-        let process = Process::Child(child);
-        Ok(Successor { process, ear, _listening: listening, said: None })
-    }
-
-    /// Takes whoever is at the other end of a connection for the successor, and hands the sockets to it.
-    pub(crate) fn adopt(
-        connection: UnixStream,
-        sockets: &[BorrowedFd<'_>],
-        report: impl Fn() + Send + 'static,
-    ) -> io::Result<Successor> {
-        let pid = getsockopt(&connection, sockopt::PeerCredentials)?.pid();
-        let (ear, listening) = Ear::open(connection.try_clone()?.into(), report)?;
-        // Last, because whoever has the sockets serves if this connection ends without a word.
-        takeover::send(&connection, sockets)?;
-        let process = Process::Stranger { pid: pid.unsigned_abs() };
-        Ok(Successor { process, ear, _listening: listening, said: None })
-    }
-
-    /// Its process ID, as it is seen from here.
-    pub(crate) fn pid(&self) -> u32 {
-        match &self.process {
-            Process::Child(child) => child.pid().as_raw().unsigned_abs(),
-            Process::Stranger { pid } => *pid,
-        }
-    }
-
-    /// The next thing the successor has said, if there is one.
-    pub(crate) fn hear(&mut self) -> Option<Heard> {
-        let heard = self.ear.next();
-        if let Some(Heard::Word(word)) = heard {
-            self.said = Some(word);
-        }
-        heard
-    }
-
-    /// The last word the successor has said.
-    pub(crate) fn said(&self) -> Option<Word> {
-        self.said
-    }
-
-    /// Lets a stranger, who has said that he is ready, accept connections. A child does not ask.
-    pub(crate) fn let_go_on(&self) {
-        if let Process::Stranger { .. } = self.process {
-            self.ear.say(takeover::GO);
-        }
-    }
-
-    /// Whether the process has ended.
-    pub(crate) fn has_ended(&mut self) -> bool {
-        match &mut self.process {
-            Process::Child(child) => child.try_wait().is_some(),
-            Process::Stranger { .. } => self.ear.has_ended(),
-        }
-    }
-
-    /// Closes the connection, from which it knows that this process does not answer for it any more. What is
-    /// left may be a child that has to be waited for.
-    pub(crate) fn retire(self) -> Option<Child> {
-        match self.process {
-            Process::Child(child) => Some(child),
-            Process::Stranger { .. } => None,
-        }
-    }
-
-    /// Waits for the end of the process, and tells how it ended.
-    pub(crate) fn reap(self) -> End {
-        match self.process {
-            Process::Child(mut child) => End::ByItself(child.wait()),
-            Process::Stranger { .. } => End::Left,
-        }
-    }
-
-    /// Ends a successor that is not ready: kills and reaps it, and tells how it ended.
-    ///
-    /// It may become ready in this very moment and accept a connection, which must not be killed. So it
-    /// is frozen first. If it has said that it is ready by then, it lives on, and comes back as `Err`. If
-    /// it has not, it cannot have accepted anything, because it says so before it accepts, and it will not
-    /// run again.
-    ///
-    /// A stranger is told, and believed.
-    pub(crate) fn end_unless_ready(mut self) -> Result<End, Successor> {
-        let Process::Child(child) = &mut self.process else {
-            self.ear.say(takeover::NO);
-            return Ok(End::Left);
-        };
-        let pid = child.pid();
-        if child.try_wait().is_some() {
-            return Ok(self.reap());
-        }
-        // It has not been reaped, so the ID is still its own.
-        let _ = kill(pid, Signal::SIGSTOP);
-        let frozen_or_ended = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-        let waited = loop {
-            match waitid(Id::Pid(pid), frozen_or_ended) {
-                Err(Errno::EINTR) => {}
-                waited => break waited,
-            }
-        };
-        if let Some(Heard::Word(word)) = self.ear.next()
-            && word.is_ready()
-        {
-            self.said = Some(word);
-            let _ = kill(pid, Signal::SIGCONT);
-            return Err(self);
-        }
-        if !matches!(waited, Ok(WaitStatus::Stopped(..))) {
-            return Ok(self.reap());
-        }
-        child.kill();
-        child.wait();
-        Ok(End::Killed)
-    }
-}
-
-/// How a successor has ended.
+/// How a process has ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum End {
-    /// Without our doing.
-    ByItself(ExitStatus),
-    /// By us.
-    Killed,
-    /// Its connection has ended, and nobody knows more.
+    Exited(ExitStatus),
+    /// Its link has ended, and nothing more is known.
     Left,
 }
 
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            End::Killed => write!(f, "was killed"),
-            End::Left => write!(f, "has left"),
-            End::ByItself(status) => match (status.code(), status.signal().map(Signal::try_from)) {
-                (Some(code), _) => write!(f, "exited with status {code}"),
-                (None, Some(Ok(signal))) => write!(f, "was killed by {signal}"),
-                _ => write!(f, "ended with {status}"),
-            },
+        let End::Exited(status) = self else { return f.write_str("has left") };
+        match (status.code(), status.signal().map(Signal::try_from)) {
+            (Some(code), _) => write!(f, "exited with status {code}"),
+            (None, Some(Ok(signal))) => write!(f, "was killed by {signal}"),
+            _ => write!(f, "ended with {status}"),
         }
     }
+}
+
+impl Successor {
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// What has become of it since the last call. Its end is looked for before its words are read, so that its
+    /// last words count.
+    pub(crate) fn news(&mut self) -> Option<News> {
+        let exited = self.child.as_mut().and_then(Child::try_wait).map(End::Exited);
+        if exited.is_some() {
+            // Until now its candidate, which has its end of the link, could say there that it serves.
+            self.link.close_for_words();
+        }
+        self.word().or_else(|| {
+            let end = exited.or_else(|| self.has_left())?;
+            self.link.say(&Word::No("the predecessor of the predecessor takes back".to_owned()));
+            Some(News::Died(end))
+        })
+    }
+
+    /// The last look at it before this process leaves. A word that it says from now on fails there, so that the two
+    /// never rely on each other.
+    pub(crate) fn last_news(&mut self) -> Option<News> {
+        let news = self.news().filter(|news| !matches!(news, News::Serving)).or_else(|| self.news());
+        let has_died = news.is_none() && !self.link.is_open();
+        self.link.close_for_words();
+        news.or(has_died.then_some(News::Died(End::Left))).or_else(|| self.word())
+    }
+
+    /// Returns what is left to wait for when this process does not answer for it any more.
+    pub(crate) fn retire(self) -> Option<Child> {
+        self.child
+    }
+
+    fn word(&mut self) -> Option<News> {
+        loop {
+            match self.link.hear()? {
+                Word::Serving => return Some(News::Serving),
+                word @ (Word::HandedOver | Word::Stopping) => return Some(News::Leaving(word)),
+                Word::End => return None,
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether a process that is no child has ended. A child is waited for, because its status says more.
+    fn has_left(&self) -> Option<End> {
+        (self.child.is_none() && !self.link.is_open()).then_some(End::Left)
+    }
+}
+
+/// A process that has the listening sockets and has not been told to go.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    process: Successor,
+    timeout: Duration,
+    /// By then it is ready, or has ended if it was killed.
+    deadline: Instant,
+    /// Why it was killed.
+    given_up: Option<String>,
+    /// What it has said itself about its failure.
+    reason: Option<String>,
+}
+
+/// How far a candidate has come.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    Starting,
+    /// It waits for `go`.
+    Ready(Mode),
+    /// It is no more, for this reason. A child that was killed and has not ended is left to be waited for.
+    Failed(String, Option<Child>),
+}
+
+impl Candidate {
+    /// Starts `program` with the listening sockets from descriptor 3 on, and behind them the link, and the one to
+    /// the predecessor of this process, if that is there. It is born with the signals `blocked`, and has to be ready
+    /// within `timeout`.
+    pub(crate) fn start(
+        program: &Program,
+        sockets: &[BorrowedFd<'_>],
+        above: Option<&Link>,
+        blocked: &SigSet,
+        timeout: Duration,
+    ) -> io::Result<Candidate> {
+        let (mut ours, theirs) = UnixStream::pair()?;
+        ours.write_all(greeting(above))?;
+        let link = Link::new(ours)?;
+        let links = [theirs.as_fd()].into_iter().chain(above.map(AsFd::as_fd));
+        let descriptors: Vec<_> = sockets.iter().copied().chain(links).collect();
+        // The other end is closed here when this returns, or the end of the link would never come.
+        let child = spawn(program, &descriptors, blocked)?;
+        Ok(Candidate::new(Successor { pid: child.pid(), link, child: Some(child) }, timeout))
+    }
+
+    /// Treats the peer of a connection as the candidate, and passes it the same. The connection is the link.
+    pub(crate) fn adopt(
+        connection: &UnixStream,
+        sockets: &[BorrowedFd<'_>],
+        above: Option<&Link>,
+        timeout: Duration,
+    ) -> io::Result<Candidate> {
+        let pid = getsockopt(connection, sockopt::PeerCredentials)?.pid().unsigned_abs();
+        let link = Link::new(connection.try_clone()?)?;
+        let descriptors: Vec<_> = sockets.iter().copied().chain(above.map(AsFd::as_fd)).collect();
+        takeover::grant(connection, greeting(above), &descriptors)?;
+        Ok(Candidate::new(Successor { pid, link, child: None }, timeout))
+    }
+
+    fn new(process: Successor, timeout: Duration) -> Candidate {
+        Candidate { process, timeout, deadline: Instant::now() + timeout, given_up: None, reason: None }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.process.link
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Kills it, or makes it leave if it cannot be killed, for this reason, or else because its deadline has passed.
+    pub(crate) fn kill(&mut self, reason: Option<String>) {
+        if self.given_up.is_some() {
+            return;
+        }
+        let timeout = humantime::format_duration(self.timeout);
+        let reason = reason.unwrap_or_else(|| format!("was not ready within {timeout}"));
+        match &self.process.child {
+            Some(child) => child.kill(),
+            None => drop(self.process.link.say(&Word::No(reason.clone()))),
+        }
+        self.given_up = Some(reason);
+        self.deadline = Instant::now() + END_TIMEOUT;
+    }
+
+    /// How far it has come. Its end is looked for before its words are read: what it said just before it ended
+    /// counts, and `ready` from a process that has ended does not.
+    pub(crate) fn progress(&mut self) -> Progress {
+        let exited = self.process.child.as_mut().and_then(Child::try_wait).map(End::Exited);
+        let mut ready = None;
+        while let Some(word) = self.process.link.hear() {
+            match word {
+                Word::End => break,
+                Word::Ready(mode) => ready = Some(mode),
+                Word::Failed(reason) => self.reason = Some(reason),
+                word => {
+                    self.kill(Some(format!("said \"{word}\" instead of \"{}\"", Word::Ready(Mode::Alone))))
+                }
+            }
+        }
+        // One that cannot be killed is not waited for, and no other longer than until the deadline.
+        let is_given_up = self.given_up.is_some();
+        let is_late = is_given_up && (self.process.child.is_none() || Instant::now() >= self.deadline);
+        let end = exited.or_else(|| self.process.has_left()).or(is_late.then_some(End::Left));
+        match (end, ready) {
+            (Some(end @ End::Exited(_)), _) => Progress::Failed(self.failure(end), None),
+            (Some(end), _) => Progress::Failed(self.failure(end), self.process.child.take()),
+            (None, Some(mode)) if !is_given_up && self.process.link.is_open() => Progress::Ready(mode),
+            _ => Progress::Starting,
+        }
+    }
+
+    fn failure(&self, end: End) -> String {
+        let effect = match &self.given_up {
+            Some(why) => format!("{why}, and {end}"),
+            None => format!("{end} before it was ready"),
+        };
+        self.reason.iter().fold(effect, |effect, reason| format!("{effect}: {reason}"))
+    }
+
+    /// Tells it to go. From then on it accepts connections, unless it has ended, which is returned as `Err`.
+    pub(crate) fn go(self, generation: u64) -> Result<Successor, Box<Candidate>> {
+        match self.process.link.say(&Word::Go { generation }) {
+            true => Ok(self.process),
+            false => Err(Box::new(self)),
+        }
+    }
+}
+
+fn greeting(above: Option<&Link>) -> &'static [u8] {
+    if above.is_some() { GREETING_WITH_ABOVE } else { GREETING }
 }

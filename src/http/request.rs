@@ -21,12 +21,16 @@ pub trait Handler: Send + Sync + 'static {
     /// block. If it panics, the client gets a 500.
     fn handle(&self, request: &mut Request) -> ResponseBox;
 
-    /// Reads the configuration again, on SIGUSR1, and applies all of it or, if there is an error, nothing.
-    /// `options` are the present ones, to be changed; see [`Options`] for those that can change in place.
+    /// Reads the configuration again, on SIGUSR1 or `reload`, and applies all of it or, if there is an error,
+    /// nothing. `options` are the present ones, to be changed; see [`Options`] for those that can change in place.
+    ///
+    /// It runs on a thread of its own, one call at a time, and may block. Requests to reload that come during a
+    /// call are combined into one more.
     ///
     /// # Errors
     ///
-    /// What is wrong, in one line for the log. `options` are then discarded.
+    /// What is wrong, in one line, for the log and for the client of the control socket. `options` are then
+    /// discarded, as they are after a panic.
     fn reload(&self, options: &mut Options) -> Result<(), String> {
         let _ = options;
         Ok(())

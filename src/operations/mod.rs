@@ -1,9 +1,11 @@
-//! The operator's and the supervisor's side: requests and where they come from, and where a process is found.
+//! The operator's and the supervisor's side: what is asked of a process and by whom, and where it is found.
 
+pub(crate) mod configuration;
 pub(crate) mod control;
 pub(crate) mod keeper;
-pub(crate) mod pid_file;
+mod place;
 pub(crate) mod places;
 pub(crate) mod requester;
 pub(crate) mod signals;
+pub(crate) mod status;
 pub(crate) mod systemd;

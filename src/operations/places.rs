@@ -1,46 +1,102 @@
-//! Places in the file system that lead to the process that serves, like the PID file. Each process of a
-//! handover puts something of its own there, and nobody who looks finds nothing, or half of it.
+//! All places where this process is to be found: one order of events for the PID file and the control socket.
 
-use std::path::{Path, PathBuf};
-use std::{fs, io, process};
+use std::sync::Arc;
 
-/// Makes something in a place, instead of what is there: rename(2) is atomic.
-pub(crate) fn replace<T>(place: &Path, make: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
-    let temporary = with_suffix(place, &format!(".{}", process::id()));
-    // It is a leftover of a process with the same ID, or a trap; neither is written to.
-    let _ = fs::remove_file(&temporary);
-    let made = make(&temporary).and_then(|made| fs::rename(&temporary, place).map(|()| made));
-    if made.is_err() {
-        let _ = fs::remove_file(&temporary);
+use super::control::{Ask, Control};
+use super::place::Place;
+use crate::error::Error;
+use crate::options::Options;
+
+/// The places of this process.
+pub(crate) struct Places {
+    pid_file: Option<Place>,
+    control: Option<Control>,
+    ask: Arc<Ask>,
+}
+
+/// What a process finds in its places when it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// Nothing, or what a process has left behind that was killed.
+    Nothing,
+    /// The files of its predecessor.
+    Predecessor,
+}
+
+impl Places {
+    /// Prepares everything that can fail. Requests on the control socket go to `ask`.
+    pub(crate) fn prepare(options: &Options, before: Before, ask: Arc<Ask>) -> Result<Places, Error> {
+        let pid_file = options.pid_file.as_deref().map(|path| {
+            let error = |source| Error::new(format!("write the PID file {}", path.display()), source);
+            Place::pid_file(path).map_err(error)
+        });
+        let control = options.control.as_deref().map(|path| {
+            let error = |source| Error::new(format!("listen for requests on {}", path.display()), source);
+            Control::open(path, before, Arc::clone(&ask)).map_err(error)
+        });
+        Ok(Places { pid_file: pid_file.transpose()?, control: control.transpose()?, ask })
     }
-    made
-}
 
-/// The place beside it, for a process that goes on beside its successor.
-pub(crate) fn aside(place: &Path) -> PathBuf {
-    with_suffix(place, ".old")
-}
-
-/// Lets the place aside lead where the place itself does.
-///
-/// # Errors
-///
-/// There is nothing, or it is not ours; see link(2).
-pub(crate) fn put_aside(place: &Path) -> io::Result<()> {
-    let aside = aside(place);
-    let _ = fs::remove_file(&aside);
-    fs::hard_link(place, aside)
-}
-
-/// Gives a place that leads to this process back to the one that is aside, or else leaves it empty.
-pub(crate) fn give_back(place: &Path) {
-    if fs::rename(aside(place), place).is_err() {
-        let _ = fs::remove_file(place);
+    fn each(&mut self) -> impl Iterator<Item = &mut Place> {
+        self.pid_file.iter_mut().chain(self.control.iter_mut().map(Control::place))
     }
-}
 
-fn with_suffix(place: &Path, suffix: &str) -> PathBuf {
-    let mut path = place.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
+    /// Puts this process in its places.
+    pub(crate) fn take(&mut self, before: Before) {
+        for place in self.each() {
+            let taken = match before {
+                Before::Nothing => place.take(),
+                Before::Predecessor => place.succeed(),
+            };
+            if let Err(error) = taken {
+                log::error!("cannot rename a file to {}: {error}", place.path().display());
+            }
+        }
+    }
+
+    /// Puts this process back in its places if a successor has taken them.
+    pub(crate) fn restore(&mut self) {
+        let mut failed = Vec::new();
+        if let Some(place) = self.pid_file.as_mut().filter(|place| !place.restore()) {
+            match Place::pid_file(place.path()) {
+                Ok(new) => *place = new,
+                Err(error) => failed.push((place.path().to_owned(), error)),
+            }
+            let _ = place.succeed();
+        }
+        if let Some(control) = &mut self.control
+            && !control.place().restore()
+        {
+            let path = control.place().path().to_owned();
+            match Control::open(&path, Before::Predecessor, Arc::clone(&self.ask)) {
+                Ok(new) => *control = new,
+                Err(error) => failed.push((path, error)),
+            }
+            let _ = control.place().succeed();
+        }
+        for (path, error) in failed {
+            log::error!("cannot write {}: {error}", path.display());
+        }
+    }
+
+    /// Gives the places back to the predecessor, which accepts connections beside this process.
+    pub(crate) fn give_back(&mut self) {
+        self.each().for_each(|place| place.give_back());
+    }
+
+    /// Removes what a predecessor that has ended has left aside.
+    pub(crate) fn clear_aside(&mut self) {
+        self.each().for_each(Place::clear_aside);
+    }
+
+    /// Removes what this process has in these places, because it is not to be found any more.
+    pub(crate) fn withdraw(&mut self) {
+        self.pid_file = None;
+        self.control = None;
+    }
+
+    /// Waits until the answers that have been given on the control socket are written.
+    pub(crate) fn finish(&self) {
+        self.control.iter().for_each(Control::finish);
+    }
 }

@@ -1,4 +1,4 @@
-//! Whoever asks a process for something, by a signal or through the control socket.
+//! What a process can be asked for, and by whom.
 
 use std::fmt;
 use std::io::Write;
@@ -9,98 +9,65 @@ use nix::sys::signal::Signal;
 
 /// What a process can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Request {
+pub(crate) enum Action {
     /// To hand over to a successor.
     Restart,
     /// To answer what is in flight and end.
     Stop,
     /// To read the configuration again.
     Reload,
-    /// To tell how it is.
+    /// To report its state.
     Status,
-    /// To hand over to the process that asks.
-    TakeOver,
 }
 
-/// Who asks, and is told what has become of it. Only who asks through the control socket hears that; the
-/// log tells it to everybody.
+/// The origin of a request, which gets the answer. Everything of importance is logged as well.
 #[derive(Debug)]
-pub(crate) struct Asker {
-    signal: Option<Signal>,
-    answer: Answer,
+pub(crate) enum Requester {
+    /// A signal, which takes no answer.
+    Signal(Signal),
+    /// A client of the control socket, and the thread that passes it the answer.
+    Client(Sender<String>),
+    /// A client of the control socket that asks for a restart with itself as the successor.
+    Candidate(UnixStream),
 }
 
-/// Where an answer goes.
-#[derive(Debug)]
-enum Answer {
-    /// Nobody waits for one.
-    Nowhere,
-    /// To a thread that passes it on.
-    Waiting(Sender<String>),
-    /// To a process that may become the successor.
-    Connection(UnixStream),
-}
-
-impl Asker {
-    /// Somebody who has sent a signal.
-    pub(crate) fn by_signal(signal: Signal) -> Asker {
-        Asker { signal: Some(signal), answer: Answer::Nowhere }
-    }
-
-    /// Somebody who waits for an answer.
-    pub(crate) fn waiting(answer: Sender<String>) -> Asker {
-        Asker { signal: None, answer: Answer::Waiting(answer) }
-    }
-
-    /// Somebody who wants to take over.
-    pub(crate) fn taking_over(connection: UnixStream) -> Asker {
-        Asker { signal: None, answer: Answer::Connection(connection) }
-    }
-
-    /// The connection of somebody who wants to take over, and who then asks no more.
-    pub(crate) fn take_connection(&mut self) -> Option<UnixStream> {
-        match std::mem::replace(&mut self.answer, Answer::Nowhere) {
-            Answer::Connection(connection) => Some(connection),
-            answer => {
-                self.answer = answer;
-                None
-            }
+impl Requester {
+    /// The signal that asks for the same.
+    pub(crate) fn signal(&self, action: Action) -> Signal {
+        match (self, action) {
+            (Requester::Signal(signal), _) => *signal,
+            (_, Action::Restart) => Signal::SIGUSR2,
+            (_, Action::Stop) => Signal::SIGTERM,
+            (_, Action::Reload | Action::Status) => Signal::SIGUSR1,
         }
     }
 
-    /// The signal, or the one that would have asked for the same.
-    pub(crate) fn signal(&self, request: Request) -> Signal {
-        self.signal.unwrap_or(match request {
-            Request::Restart | Request::TakeOver => Signal::SIGUSR2,
-            Request::Stop => Signal::SIGTERM,
-            Request::Reload | Request::Status => Signal::SIGUSR1,
-        })
-    }
-
-    /// It is done.
-    pub(crate) fn tell(self, answer: impl fmt::Display) {
-        // He may not wait any more.
-        match self.answer {
-            Answer::Nowhere => {}
-            Answer::Waiting(waiting) => drop(waiting.send(answer.to_string())),
-            Answer::Connection(mut connection) => {
-                drop(connection.write_all(format!("{answer}\n").as_bytes()))
+    /// Passes on what has come of the request: the first answer counts. The client may not wait for it any more.
+    pub(crate) fn answer(&self, result: Result<String, String>) {
+        let is_done = result.is_ok();
+        let text = result.unwrap_or_else(|error| format!("error: {error}"));
+        match self {
+            Requester::Client(answer) => drop(answer.send(text)),
+            // A candidate that has been adopted is answered on its link.
+            Requester::Candidate(connection) if !is_done => {
+                drop((&*connection).write_all(format!("{text}\n").as_bytes()));
             }
+            Requester::Candidate(_) | Requester::Signal(_) => {}
         }
     }
 
-    /// It will not be done, for this reason.
-    pub(crate) fn refuse(self, reason: impl fmt::Display) {
+    /// The request is not fulfilled, for this reason.
+    pub(crate) fn refuse(&self, reason: impl fmt::Display) {
         log::warn!("{self}: refused, {reason}");
-        self.tell(format_args!("error: refused, {reason}"));
+        self.answer(Err(format!("refused, {reason}")));
     }
 }
 
-impl fmt::Display for Asker {
+impl fmt::Display for Requester {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.signal {
-            Some(signal) => signal.fmt(f),
-            None => f.write_str("control"),
+        match self {
+            Requester::Signal(signal) => signal.fmt(f),
+            Requester::Client(_) | Requester::Candidate(_) => f.write_str("control"),
         }
     }
 }

@@ -1,11 +1,15 @@
-//! What a service manager tells a process, and is told: systemd's protocols, which others speak as well.
+//! What a service manager tells a process, and is notified of: the protocols of sd_listen_fds(3) and sd_notify(3).
 
 use std::env;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process;
 
-use sd_notify::NotifyState;
+use nix::time::{ClockId, clock_gettime};
 
-/// How many sockets the service manager has opened for this very process (sd_listen_fds(3)).
+/// How many sockets the service manager has opened for this very process.
 pub(crate) fn sockets() -> Option<usize> {
     if meant_for()? != process::id().to_string() {
         return None;
@@ -18,28 +22,38 @@ pub(crate) fn meant_for() -> Option<String> {
     env::var("LISTEN_PID").ok()
 }
 
-/// This process serves, and is the one to watch.
+/// This process serves, and is the main process.
 pub(crate) fn ready() {
-    tell(&[NotifyState::Ready, NotifyState::MainPid(process::id())]);
+    notify(&format!("READY=1\nMAINPID={}\n", process::id()));
 }
 
-/// A reload or a handover is under way; `ready` follows, from whichever process serves then. The time is
-/// what lets systemd tell this reload from one before (sd_notify(3), MONOTONIC_USEC).
+/// A reload or a handover is under way; `ready` follows, from the process that serves then. By the time systemd
+/// tells this reload from one before.
 pub(crate) fn reloading() {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => log::warn!("cannot read the monotonic clock: {error}"),
-    }
+    // It fails for a clock that does not exist only.
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return };
+    let microseconds = i128::from(now.tv_sec()) * 1_000_000 + i128::from(now.tv_nsec()) / 1_000;
+    notify(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}\n"));
 }
 
 /// The service ends with this process.
 pub(crate) fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    notify("STOPPING=1\n");
 }
 
-/// Nothing is told if NOTIFY_SOCKET is not set.
-fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        log::warn!("cannot notify the service manager: {error}");
+/// Sends the notification if there is a service manager, and never waits for one that does not read.
+fn notify(state: &str) {
+    let Some(name) = env::var_os("NOTIFY_SOCKET") else { return };
+    let send = || -> io::Result<usize> {
+        let address = match name.as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            path => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(path))?,
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        socket.send_to_addr(state.as_bytes(), &address)
+    };
+    if let Err(error) = send() {
+        log::warn!("cannot notify the service manager at {}: {error}", name.display());
     }
 }

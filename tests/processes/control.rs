@@ -58,7 +58,7 @@ fn a_restart_is_answered_when_it_is_decided() {
     assert_eq!(status, Some(1));
     install_script(&server.directory.join("program"), "exec sleep 60");
     let (answer, _) = ask(&control, "restart");
-    assert!(answer.ends_with("was not ready within 500ms, and was killed\n"), "{answer}");
+    assert!(answer.ends_with("was not ready within 500ms, and was killed by SIGKILL\n"), "{answer}");
     fs::remove_file(server.directory.join("program")).unwrap();
     let (answer, _) = ask(&control, "restart");
     assert!(answer.starts_with("error: cannot start ") && answer.contains("No such file"), "{answer}");
@@ -146,7 +146,7 @@ fn what_is_under_way_is_refused_with_the_reason() {
     let (answer, _) = first.join().unwrap();
     assert_eq!(
         answer,
-        format!("error: successor {successor} was not ready when control came, and was killed\n")
+        format!("error: successor {successor} was not ready when control came, and was killed by SIGKILL\n")
     );
     assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
 }

@@ -14,7 +14,7 @@ use crate::server::{
 };
 
 /// Number and kind of every descriptor, and the number of threads but those kept for further connections.
-fn resources(pid: u32) -> (Vec<String>, usize) {
+pub fn resources(pid: u32) -> (Vec<String>, usize) {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let mut descriptors: Vec<String> = entries
         .map(|entry| format!("{:?} {:?}", entry.file_name(), fs::read_link(entry.path()).unwrap_or_default()))
@@ -124,7 +124,7 @@ fn it_exits_without_an_error() {
 }
 
 #[test]
-fn it_exits_while_a_helper_keeps_the_pipe_open() {
+fn it_exits_while_a_helper_keeps_the_link_open() {
     let replaceable = Replaceable::start(&[]);
     let helper = replaceable.server.directory.join("helper");
     // The helper leaves the process group, so that it is not counted among the server's processes.
@@ -142,10 +142,10 @@ fn it_hangs() {
 }
 
 #[test]
-fn it_closes_the_pipe_and_hangs() {
-    let replaceable = Replaceable::start(&[]);
+fn it_closes_the_link_and_hangs() {
+    let replaceable = Replaceable::start(&["--ready-timeout", "500ms"]);
     replaceable.install_script("exec 4>&-; exec sleep 60");
-    replaceable.fails("closed its pipe before it was ready, and was killed");
+    replaceable.fails("was not ready within 500ms, and was killed");
 }
 
 #[test]

@@ -3,14 +3,22 @@
 
 mod client;
 mod control;
+mod decision;
 mod drain;
 mod failed_successor;
 mod handover;
+mod held_up;
 mod hostile;
+mod last_words;
+mod lines;
 mod load;
 mod operations;
+mod overlap;
+mod places;
 mod program;
 mod server;
+mod stay;
+mod strace;
 mod supervised;
 mod surroundings;
 mod takeover;

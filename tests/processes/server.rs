@@ -2,9 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
@@ -16,8 +17,9 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, mkfifo};
 
 use crate::client::{self, Client, Target};
 
@@ -120,6 +122,20 @@ impl Server {
         .collect()
     }
 
+    /// Starts a copy of the command, which can be replaced, on a free port, with a PID file and a control socket.
+    pub fn start_replaceable(arguments: &[&str]) -> Server {
+        Server::start_replaceable_in(Directory::new(), arguments)
+    }
+
+    /// The same in a directory where something has been prepared.
+    pub fn start_replaceable_in(directory: Directory, arguments: &[&str]) -> Server {
+        install(&directory.join("program"));
+        let mut command = Command::new(directory.join("program"));
+        command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(directory.join("pid"));
+        command.arg("--control").arg(directory.join("control")).args(arguments);
+        Server::start_command(command, directory)
+    }
+
     /// Starts whatever ends up as the command, and waits until it is ready.
     pub fn start_command(mut command: Command, directory: Directory) -> Server {
         // Processes whose predecessor has exited become our children, so that we can wait for them.
@@ -167,10 +183,16 @@ impl Server {
 
     /// Waits for a log line that contains `text`, and returns it. No line is found twice.
     pub fn expect(&self, text: &str) -> String {
+        self.expect_any(&[text])
+    }
+
+    /// Waits for a log line that contains one of these texts.
+    pub fn expect_any(&self, texts: &[&str]) -> String {
         let log = &mut *self.log.borrow_mut();
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(index) = log.pending.iter().position(|line| line.contains(text)) {
+            let is_expected = |line: &String| texts.iter().any(|text| line.contains(text));
+            if let Some(index) = log.pending.iter().position(is_expected) {
                 return log.pending.remove(index).unwrap();
             }
             match log.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -178,7 +200,7 @@ impl Server {
                     log.all.push(line.clone());
                     log.pending.push_back(line);
                 }
-                Err(error) => panic!("{error} for {text:?} in the log:\n{}", log.all.join("\n")),
+                Err(error) => panic!("{error} for {texts:?} in the log:\n{}", log.all.join("\n")),
             }
         }
     }
@@ -235,6 +257,50 @@ impl Server {
         let mut client = Client::connect(self.address).unwrap();
         client.get("/").unwrap();
         client
+    }
+
+    /// A request that is in flight in the serving process until its client finishes it.
+    pub fn hold(&self) -> Held {
+        Held::begin(self.address)
+    }
+
+    /// The program that the next successor is.
+    pub fn program(&self) -> PathBuf {
+        self.directory.join("program")
+    }
+
+    /// The names of the files in its directory, but for the program.
+    pub fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.directory.path()).unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.filter(|name| name != "program").collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The process that answers on the control socket of this name.
+    pub fn control(&self, name: &str) -> io::Result<u32> {
+        handover::ask(&self.directory.join(name), "status").map(|status| number_after(&status, "pid="))
+    }
+
+    /// Waits until this is the only process, which serves, and is found in every way.
+    pub fn expect_alone(&self, pid: u32) {
+        self.expect_processes(&[pid]);
+        for _ in 0..20 {
+            assert_eq!(self.hello(), pid);
+        }
+        assert_eq!(self.pid_file(), pid);
+        assert_eq!(self.control("control").unwrap(), pid);
+        self.set_serving(pid);
+    }
+
+    /// Waits until connections are refused.
+    pub fn expect_refusal(&self) {
+        let is_refused = || match client::get(self.address, "/hello") {
+            Ok(_) => false,
+            Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+        };
+        wait_until(is_refused, || "connections are accepted".to_owned());
     }
 
     /// Waits until every thread of the serving process waits for something.
@@ -327,6 +393,110 @@ impl Drop for Server {
             eprintln!("--- the end of the log of {}\n{last}", self.first);
         }
     }
+}
+
+/// A request in flight.
+pub struct Held {
+    client: Client,
+}
+
+impl Held {
+    pub fn begin(target: impl Into<Target>) -> Held {
+        let mut client = Client::connect(target).unwrap();
+        let head = "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+        client.send(head).unwrap();
+        // The handler reads the body now.
+        assert_eq!(client.receive_head().unwrap().status, 100);
+        Held { client }
+    }
+
+    /// Sends the body, so that it can be answered.
+    pub fn release(&mut self) {
+        self.client.send("hi").unwrap();
+    }
+
+    pub fn finish(mut self) {
+        self.release();
+        self.expect_answer();
+    }
+
+    pub fn expect_answer(mut self) {
+        assert_eq!(self.client.receive().unwrap().text(), "hi");
+    }
+}
+
+/// A FIFO at which a shell script waits.
+pub struct Gate(PathBuf);
+
+impl Gate {
+    pub fn new(directory: &Directory) -> Gate {
+        Gate::at(directory.join("gate"))
+    }
+
+    pub fn at(path: PathBuf) -> Gate {
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        Gate(path)
+    }
+
+    /// The command that waits in a shell script.
+    pub fn wait(&self) -> String {
+        format!("read _ <'{}'", self.0.display())
+    }
+
+    /// Waits until a script has come here. It goes on when the result is dropped.
+    pub fn expect_waiting(&self) -> File {
+        let mut gate = None;
+        let open = || File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&self.0);
+        let is_waited_at = || {
+            gate = open().ok();
+            gate.is_some()
+        };
+        wait_until(is_waited_at, || "no script comes to the gate".to_owned());
+        gate.unwrap()
+    }
+}
+
+/// Waits until a process has no signal to handle, and each of its threads waits for something.
+pub fn expect_at_rest(pid: u32) {
+    let is_at_rest = || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let mut statuses = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+        statuses.all(|status| {
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+            let is_empty = |set: &str| set.bytes().all(|digit| digit == b'0');
+            field("State:").starts_with('S') && is_empty(field("SigPnd:")) && is_empty(field("ShdPnd:"))
+        })
+    };
+    wait_until(is_at_rest, || format!("process {pid} does not come to rest"));
+}
+
+/// Stops a process, and waits until every thread of it stands still.
+pub fn freeze(pid: u32) {
+    signal_process(pid, Signal::SIGSTOP);
+    let stands_still = || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let mut stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+        stats.all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 'Z', 'X'])))
+    };
+    wait_until(stands_still, || format!("process {pid} does not stop"));
+}
+
+/// Lets it go on.
+pub fn thaw(pid: u32) {
+    signal_process(pid, Signal::SIGCONT);
+}
+
+/// Whether a process has not ended; one that has ended but not been waited for has.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let is_running = stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']));
+    // The main thread may be the first to end; then the process still has its descriptors.
+    is_running || fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1)
+}
+
+/// Waits until a process has ended, even if its parent has not waited for it.
+pub fn expect_dead(pid: u32) {
+    wait_until(|| !is_alive(pid), || format!("process {pid} does not end"));
 }
 
 /// Puts the command in the place of whatever program is there, in one step.

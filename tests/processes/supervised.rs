@@ -15,7 +15,7 @@ use crate::server::{
 };
 
 /// Whether a program is installed. The script that checks the project installs those that are tested with.
-fn is_installed(program: &str) -> bool {
+pub fn is_installed(program: &str) -> bool {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
     if !found.status.success() {
         eprintln!("{program} is not installed: nothing is tested");
@@ -345,7 +345,5 @@ fn a_descriptor_is_told_of_the_readiness_once() {
     let output = Command::new(BINARY).args(["--listen", "127.0.0.1:0", "--ready-fd", "99"]).output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text.ends_with("cannot tell descriptor 99 of the readiness: it was not handed to this process\n")
-    );
+    assert!(text.ends_with("cannot report readiness to descriptor 99: it was not handed to this process\n"));
 }

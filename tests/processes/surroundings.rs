@@ -152,7 +152,7 @@ fn only_descriptors_0_to_4_reach_the_successor() {
     let numbers: Vec<u32> = descriptors.iter().map(|&(number, _)| number).collect();
     assert_eq!(numbers, [0, 1, 2, 3, 4], "{descriptors:?}");
     assert!(descriptors[3].1.starts_with("socket:"), "{descriptors:?}");
-    assert!(descriptors[4].1.starts_with("pipe:"), "{descriptors:?}");
+    assert!(descriptors[4].1.starts_with("socket:"), "{descriptors:?}");
 }
 
 /// Starts the command behind a systemd-socket-activate of our own: the socket at descriptor 3, and nobody

@@ -121,11 +121,11 @@ fn other_sockets_are_not_taken_over() {
     for (listen, reason) in [
         (
             vec!["127.0.0.1:1".to_owned()],
-            format!("position 1: it listens on {}, not on 127.0.0.1:1", server.address),
+            format!("number 1 of another process: it listens on {}, not on 127.0.0.1:1", server.address),
         ),
         (
             vec![server.address.to_string(), "127.0.0.1:1".to_owned()],
-            "position 2: no such descriptor was handed to this process".to_owned(),
+            "number 2 of another process: no such descriptor was handed to this process".to_owned(),
         ),
     ] {
         let mut command = command(&listen[0], &control);
@@ -182,26 +182,26 @@ fn whoever_does_not_become_ready_changes_nothing() {
     // He dies between the two phases.
     let mut dying = Stranger::connect(&control);
     dying.say("takeover\n");
-    assert_eq!(dying.hear(), "ok\n");
+    assert_eq!(dying.hear(), "handover 1\n");
     drop(dying);
     serves_on("has left before it was ready");
     // He says nothing more.
     let mut slow = Stranger::connect(&control);
     slow.say("takeover\n");
-    assert_eq!(slow.hear(), "ok\n");
+    assert_eq!(slow.hear(), "handover 1\n");
     // Only one at a time.
     let mut second = Stranger::connect(&control);
     second.say("takeover\n");
     assert!(second.hear().starts_with("error: refused, successor "));
     serves_on("was not ready within 500ms, and has left");
-    assert_eq!(slow.hear(), "no\n");
+    assert_eq!(slow.hear(), "no was not ready within 500ms\n");
     // He says something else.
     let mut garbled = Stranger::connect(&control);
     garbled.say("takeover\n");
-    assert_eq!(garbled.hear(), "ok\n");
+    assert_eq!(garbled.hear(), "handover 1\n");
     garbled.say("hello\n");
     serves_on("said \"hello\" instead of \"ready\", and has left");
-    assert_eq!(garbled.hear(), "no\n");
+    assert_eq!(garbled.hear(), "no said \"hello\" instead of \"ready\"\n");
 
     drop((slow, second, garbled));
     let mut answer = String::new();

@@ -1,0 +1,93 @@
+//! What can happen to a process, and the one place where its loop waits.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Instant;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::deadline::{poll_until, readable};
+use crate::handover::link::Link;
+use crate::operations::configuration::Reading;
+use crate::operations::requester::{Action, Requester};
+
+/// What can happen to a process.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// It is asked for something.
+    Asked(Requester, Action),
+    /// The configuration has been read again.
+    Reloaded(Reading),
+    /// A child has changed its state.
+    Child,
+    /// Something has come on the link to the successor.
+    Successor,
+    /// Something has come on the link to the predecessor.
+    Predecessor,
+    /// No connection is open any more, and none is accepted.
+    Drained,
+    /// The deadline has passed.
+    Deadline,
+}
+
+/// The queue that other threads post events to.
+pub(crate) struct Events {
+    queue: Receiver<Event>,
+    poster: Poster,
+}
+
+/// A way to post events from any thread.
+#[derive(Clone)]
+pub(crate) struct Poster {
+    queue: Sender<Event>,
+    /// The number of events in the queue.
+    count: Arc<EventFd>,
+}
+
+impl Poster {
+    pub(crate) fn post(&self, event: Event) {
+        // It fails only once the loop has ended.
+        if self.queue.send(event).is_ok() {
+            let _ = self.count.write(1);
+        }
+    }
+}
+
+impl Events {
+    pub(crate) fn new() -> io::Result<Events> {
+        let flags = EfdFlags::EFD_SEMAPHORE | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let (sender, queue) = mpsc::channel();
+        Ok(Events { queue, poster: Poster { queue: sender, count: Arc::new(EventFd::from_flags(flags)?) } })
+    }
+
+    pub(crate) fn poster(&self) -> Poster {
+        self.poster.clone()
+    }
+
+    /// Waits for the next event, at most until the deadline; `links` are those to the successor and the predecessor.
+    ///
+    /// What has come on a link goes first: a word that was said in time is not too late because this process was
+    /// stopped meanwhile. The deadline goes before the queue, so that a flood of requests cannot put it off.
+    pub(crate) fn next(&self, deadline: Option<Instant>, links: [Option<&Link>; 2]) -> Event {
+        let [successor, predecessor] = links.map(|link| link.filter(|link| link.is_open()));
+        loop {
+            if successor.is_some_and(Link::has_come) {
+                return Event::Successor;
+            }
+            if predecessor.is_some_and(Link::has_come) {
+                return Event::Predecessor;
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Event::Deadline;
+            }
+            if self.poster.count.read().is_ok()
+                && let Ok(event) = self.queue.try_recv()
+            {
+                return event;
+            }
+            let links = [successor, predecessor].into_iter().flatten().map(readable);
+            poll_until(&mut links.chain([readable(&*self.poster.count)]).collect::<Vec<_>>(), deadline);
+        }
+    }
+}

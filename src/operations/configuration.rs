@@ -1,0 +1,83 @@
+//! The options of a process, which can be read again beside its loop: the configuration may lie on a disk that does not
+//! answer.
+
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+
+use super::requester::Requester;
+use super::systemd;
+use crate::options::{Limits, Options};
+
+/// Changes the options to what the configuration says now, or reports what is wrong with it.
+pub(crate) type Read = dyn Fn(&mut Options) -> Result<(), String> + Send + Sync;
+
+/// What reading has resulted in.
+pub(crate) type Reading = Result<Box<Options>, String>;
+
+/// The present options. There is at most one reading at a time. What is requested meanwhile is read again afterwards,
+/// because the file may have changed since it was opened.
+pub(crate) struct Configuration {
+    pub(crate) options: Options,
+    /// Those for the connections.
+    limits: Arc<RwLock<Limits>>,
+    read: Arc<Read>,
+    report: Arc<dyn Fn(Reading) + Send + Sync>,
+    running: Vec<Requester>,
+    next: Vec<Requester>,
+}
+
+impl Configuration {
+    /// `report` is called at the end of each reading.
+    pub(crate) fn new(
+        options: Options,
+        limits: Arc<RwLock<Limits>>,
+        read: Arc<Read>,
+        report: Arc<dyn Fn(Reading) + Send + Sync>,
+    ) -> Configuration {
+        Configuration { options, limits, read, report, running: Vec::new(), next: Vec::new() }
+    }
+
+    pub(crate) fn reload(&mut self, by: Requester) {
+        systemd::reloading();
+        self.next.push(by);
+        self.start();
+    }
+
+    fn start(&mut self) {
+        if !self.running.is_empty() || self.next.is_empty() {
+            return;
+        }
+        self.running = mem::take(&mut self.next);
+        let (read, report) = (Arc::clone(&self.read), Arc::clone(&self.report));
+        let mut options = Box::new(self.options.clone());
+        let work = move || {
+            let result = catch_unwind(AssertUnwindSafe(|| read(&mut options)));
+            report(result.unwrap_or_else(|_| Err("the handler panicked".to_owned())).map(|()| options));
+        };
+        if let Err(error) = thread::Builder::new().name("reload".to_owned()).spawn(work) {
+            self.apply(Err(format!("no thread can be started: {error}")));
+        }
+    }
+
+    /// Applies what has been read, answers the requests for it, and reads again if that has been requested.
+    pub(crate) fn apply(&mut self, reading: Reading) {
+        let result = reading.map(|mut options| {
+            for name in options.keep_what_needs_a_handover(&self.options) {
+                log::warn!("a change of {name} needs a handover");
+            }
+            *self.limits.write().unwrap_or_else(PoisonError::into_inner) = options.limits;
+            self.options = *options;
+        });
+        for by in mem::take(&mut self.running) {
+            match &result {
+                Ok(()) => log::info!("{by}: configuration reloaded"),
+                Err(error) => log::error!("{by}: nothing is changed: {error}"),
+            }
+            let answer = result.clone().map(|()| "ok".to_owned());
+            by.answer(answer.map_err(|error| format!("nothing is changed: {error}")));
+        }
+        self.start();
+    }
+}

@@ -1,0 +1,158 @@
+//! The phases in which a process does not accept connections any more.
+
+use std::process;
+use std::time::Instant;
+
+use super::{Phase, Process};
+use crate::deadline::after;
+use crate::events::Event;
+use crate::handover::link::Word;
+use crate::handover::successor::{End, News, Successor};
+use crate::operations::requester::{Action, Requester};
+use crate::operations::status::Doing;
+use crate::operations::systemd;
+
+impl Process {
+    pub(super) fn stop(&mut self, by: &Requester) -> Phase {
+        let is_beside_predecessor = self.is_beside_predecessor();
+        if is_beside_predecessor {
+            // Before the predecessor reads the word, because then it looks into these places.
+            self.places.give_back();
+        }
+        // If it cannot be said, the predecessor has been told to stop at the same time.
+        if !(self.say(&Word::Stopping) && is_beside_predecessor) {
+            return self.close(by);
+        }
+        log::info!("{by}: the predecessor of this process goes on alone");
+        by.answer(Ok("ok".to_owned()));
+        Phase::Drain(None)
+    }
+
+    /// No process follows.
+    pub(super) fn close(&mut self, by: &Requester) -> Phase {
+        systemd::stopping();
+        self.server.remove_socket_files();
+        self.server.close();
+        log::info!("{by}: stopping, {}", self.server);
+        by.answer(Ok("ok".to_owned()));
+        self.server.close_idle();
+        Phase::Finish(after(self.config.options.drain_timeout))
+    }
+
+    pub(super) fn finish(&mut self, deadline: Instant) -> Phase {
+        while self.server.open() > 0 {
+            match self.next(Doing::Stopping, Some(deadline), None) {
+                Event::Asked(by, Action::Stop) => {
+                    self.keeper.pass_on(&by, Action::Stop, None);
+                    self.cut(&format!("{by} again"));
+                    by.answer(Ok("ok".to_owned()));
+                    break;
+                }
+                Event::Asked(by, _) => by.refuse("this process is stopping"),
+                Event::Deadline => {
+                    self.cut("the drain deadline has passed");
+                    break;
+                }
+                _ => {}
+            }
+        }
+        Phase::Keep
+    }
+
+    pub(super) fn keep(&mut self) -> Phase {
+        if self.keeper.has_members() {
+            log::info!("process {} stays until the last of its successors has ended", process::id());
+            self.server.close_listeners();
+            self.places.withdraw();
+        }
+        while self.keeper.has_members() {
+            if let Event::Asked(by, action) = self.next(Doing::Keeping, None, None) {
+                self.keeper.pass_on_or_refuse(&by, action);
+            }
+        }
+        // The signal for the last one may not have come yet.
+        self.keeper.reap();
+        Phase::End
+    }
+
+    pub(super) fn drain(&mut self, mut successor: Option<Successor>) -> Phase {
+        self.server.drain();
+        match successor.as_ref().map(Successor::pid) {
+            Some(pid) => log::info!("handed over to successor {pid}; draining, {}", self.server),
+            None => {
+                self.server.close_listeners();
+                log::info!("draining, {}", self.server);
+            }
+        }
+        let probation = after(self.config.options.probation);
+        let mut drain = Some(after(self.config.options.drain_timeout));
+        loop {
+            let now = Instant::now();
+            let is_probation = successor.is_some() && now < probation;
+            if drain.is_some_and(|deadline| self.server.open() == 0 || now >= deadline) {
+                drain = None;
+                if self.server.open() > 0 {
+                    self.cut("the drain deadline has passed");
+                }
+                if let Some(pid) = successor.as_ref().map(Successor::pid).filter(|_| is_probation) {
+                    log::info!("every connection is finished; staying in case successor {pid} dies");
+                }
+            }
+            let Some(deadline) = drain.or(is_probation.then_some(probation)) else {
+                return self.leave(successor);
+            };
+            let link = successor.as_ref().map(Successor::link);
+            match self.next(Doing::Draining, Some(deadline), link) {
+                Event::Asked(by, Action::Stop) => {
+                    self.keeper.pass_on(&by, Action::Stop, successor.as_ref().map(Successor::pid));
+                    self.let_go(&mut successor);
+                    log::info!("{by}: closing idle connections, {}", self.server);
+                    self.server.close_idle();
+                    by.answer(Ok("ok".to_owned()));
+                    return Phase::Finish(deadline);
+                }
+                Event::Asked(by, action) => self.keeper.pass_on_or_refuse(&by, action),
+                _ => {}
+            }
+            match successor.as_mut().and_then(|successor| Some((successor.pid(), successor.news()?))) {
+                Some((pid, News::Leaving(word))) => {
+                    log::info!("successor {pid} says: {word}");
+                    self.let_go(&mut successor);
+                }
+                Some((pid, News::Died(end))) => return self.take_back(successor, pid, end),
+                _ => {}
+            }
+        }
+    }
+
+    /// The last look at the successor: after it, the process ends.
+    fn leave(&mut self, mut successor: Option<Successor>) -> Phase {
+        match successor.as_mut().and_then(|successor| Some((successor.pid(), successor.last_news()?))) {
+            Some((pid, News::Died(end))) => self.take_back(successor, pid, end),
+            _ => {
+                self.let_go(&mut successor);
+                Phase::Keep
+            }
+        }
+    }
+
+    /// This process does not answer for its successor any more: it will not have to take its place.
+    fn let_go(&mut self, successor: &mut Option<Successor>) {
+        self.keeper.retire(successor.take().and_then(Successor::retire));
+        self.server.close_listeners();
+    }
+
+    /// No process accepts connections; but the listening sockets are still here.
+    fn take_back(&mut self, successor: Option<Successor>, pid: u32, end: End) -> Phase {
+        let phase = self.serve_on(successor.and_then(Successor::retire));
+        log::error!("successor {pid} {end}; accepting connections again");
+        phase
+    }
+
+    fn cut(&mut self, reason: &str) {
+        let cut = self.server.in_flight();
+        log::warn!("{reason}: cutting {cut} requests in flight, {}", self.server);
+        self.server.cut();
+        self.cut += cut;
+    }
+}
