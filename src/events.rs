@@ -65,10 +65,12 @@ impl Events {
         self.poster.clone()
     }
 
-    /// Waits for the next event, at most until the deadline; `links` are those to the successor and the predecessor.
+    /// Waits for the next event, at most until the deadline; `links` are those to the successor and the
+    /// predecessor.
     ///
-    /// What has come on a link goes first: a word that was said in time is not too late because this process was
-    /// stopped meanwhile. The deadline goes before the queue, so that a flood of requests cannot put it off.
+    /// What has come on a link goes first: a word that was said in time is not too late because this process
+    /// was stopped meanwhile. The deadline goes before the queue, so that a flood of requests cannot put it
+    /// off.
     pub(crate) fn next(&self, deadline: Option<Instant>, links: [Option<&Link>; 2]) -> Event {
         let [successor, predecessor] = links.map(|link| link.filter(|link| link.is_open()));
         loop {

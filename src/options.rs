@@ -31,11 +31,13 @@ pub struct Options {
     /// How long the process stays after it has handed over, not accepting connections, even when it has
     /// drained: if the successor dies in this time, it takes back the sockets. Default: 0.
     pub probation: Duration,
-    /// After a handover to this process its predecessor accepts connections, too, until an operator decides: a
-    /// stop signal to the predecessor completes the handover, one to the successor undoes it. Default: `false`.
+    /// After a handover to this process its predecessor accepts connections, too, until an operator decides:
+    /// a stop signal to the predecessor completes the handover, one to the successor undoes it. Default:
+    /// `false`.
     pub overlap: bool,
-    /// The first process does not exit when it has handed over and drained: it passes signals on to its successors,
-    /// and exits with the last of them, so that a supervisor sees one process. Process 1 always does. Default: `false`.
+    /// The first process does not exit when it has handed over and drained: it passes signals on to its
+    /// successors, and exits with the last of them, so that a supervisor sees one process. Process 1 always
+    /// does. Default: `false`.
     pub stay: bool,
     /// A descriptor to which the first process writes a newline when it is ready, as s6 expects it.
     /// Default: none.
@@ -81,7 +83,8 @@ impl Default for Limits {
 }
 
 impl Options {
-    /// Restores from `present` what cannot change while a process runs, and returns the names of what differed.
+    /// Restores from `present` what cannot change while a process runs, and returns the names of what
+    /// differed.
     pub(crate) fn keep_what_needs_a_handover(&mut self, present: &Options) -> Vec<&'static str> {
         let differences = [
             ("listen", self.listen != present.listen),

@@ -6,8 +6,8 @@ use std::process::{ExitCode, ExitStatus};
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// The number of requests that were cut, because they were still in flight at the drain deadline or when a
-    /// second stop signal came.
+    /// The number of requests that were cut, because they were still in flight at the drain deadline or when
+    /// a second stop signal came.
     pub cut: usize,
     /// How the last successor ended, if this process stayed until then; see
     /// [`Options::stay`](crate::Options::stay).
@@ -15,8 +15,8 @@ pub struct Outcome {
 }
 
 impl From<Outcome> for ExitCode {
-    /// The exit status of the last successor if there is one, or 128 plus the number of the signal that killed
-    /// it, as in a shell. Otherwise success if no request was cut.
+    /// The exit status of the last successor if there is one, or 128 plus the number of the signal that
+    /// killed it, as in a shell. Otherwise success if no request was cut.
     fn from(outcome: Outcome) -> ExitCode {
         let status = match outcome.last {
             Some(last) => last.code().or(last.signal().map(|signal| 128 + signal)).unwrap_or(1),

@@ -9,8 +9,8 @@
 //! | Finish   | refused           | cut, Keep       | refused   | –               | –                | Keep               | cut, Keep      |
 //! | Keep     | passed on         | passed on       | passed on | –               | –                | –                  | –              |
 //!
-//! Without `--overlap` an overlap lasts until the successor says that it serves. Only a process that a supervisor
-//! watches stays in Keep, and passes requests on in Drain, too; any other ends there.
+//! Without `--overlap` an overlap lasts until the successor says that it serves. Only a process that a
+//! supervisor watches stays in Keep, and passes requests on in Drain, too; any other ends there.
 
 mod ending;
 
@@ -44,8 +44,8 @@ enum Phase {
     HandOver(Candidate, Requester),
     /// It and its successor accept connections.
     Overlap(Successor, Mode, Requester),
-    /// Another process accepts connections, and this one finishes its own. It answers for its successor, if that is
-    /// the other process.
+    /// Another process accepts connections, and this one finishes its own. It answers for its successor, if
+    /// that is the other process.
     Drain(Option<Successor>),
     /// It finishes its connections until then, and answers for no other process.
     Finish(Instant),
@@ -205,8 +205,8 @@ impl Process {
         }
     }
 
-    /// In an overlap a stop means this process only, unless a supervisor watches it, or the successor has been told to
-    /// stop as well.
+    /// In an overlap a stop means this process only, unless a supervisor watches it, or the successor has
+    /// been told to stop as well.
     fn go_forward(&mut self, by: &Requester, mut successor: Successor) -> Phase {
         let pid = successor.pid();
         let successor_leaves = matches!(successor.last_news(), Some(News::Leaving(_) | News::Died(_)));

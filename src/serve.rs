@@ -1,5 +1,5 @@
-//! How a process begins: it takes or binds the listening sockets, prepares all that can fail, says that it is ready, and
-//! accepts connections when it may. What happens then is told in `process.rs`.
+//! How a process begins: it takes or binds the listening sockets, prepares all that can fail, says that it is
+//! ready, and accepts connections when it may. What happens then is told in `process.rs`.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -108,8 +108,8 @@ fn adopt(
     Ok(listeners)
 }
 
-/// What was handed to this process when it was executed, by its predecessor or by a service manager. It is taken
-/// before anything else is opened, so that nothing else has its numbers.
+/// What was handed to this process when it was executed, by its predecessor or by a service manager. It is
+/// taken before anything else is opened, so that nothing else has its numbers.
 fn inherit(activated: Option<usize>, predecessor: &mut Option<Predecessor>) -> Result<Vec<OwnedFd>, Error> {
     let mut sockets = Vec::new();
     // The first is taken as it is, so that what is wrong with it can be said.
@@ -196,8 +196,8 @@ fn inherited_file(number: RawFd) -> Result<File, Error> {
     file.ok_or_else(|| Error::new(attempt, "it was not handed to this process"))
 }
 
-/// Waits until connections may be accepted, and accepts them. A candidate is killed without a second thought, so it
-/// must not have one: until then they wait in the queues of the sockets.
+/// Waits until connections may be accepted, and accepts them. A candidate is killed without a second thought,
+/// so it must not have one: until then they wait in the queues of the sockets.
 fn go(process: &mut Process, predecessor: &mut Option<Predecessor>, before: Before) -> Result<(), Error> {
     if let Some(predecessor) = predecessor {
         let mode = if process.config.options.overlap { Mode::Overlap } else { Mode::Alone };

@@ -37,7 +37,8 @@ impl UnixFile {
         }
     }
 
-    /// Listens on a path, with these permissions. A socket that [is left](is_left) there is replaced; the error is
+    /// Listens on a path, with these permissions. A socket that [is left](is_left) there is replaced; the
+    /// error is
     /// `AddrInUse` if there is anything else, or if another process is about to listen there.
     pub(crate) fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
         if path.as_os_str().len() > LONGEST_PATH {
@@ -77,7 +78,8 @@ pub(crate) fn is_left(path: &Path) -> bool {
         && new_socket(SockFlag::SOCK_NONBLOCK).is_ok_and(refuses)
 }
 
-/// Keeps other starters away from a path meanwhile: between bind(2) and listen(2) a socket looks like a stale one.
+/// Keeps other starters away from a path meanwhile: between bind(2) and listen(2) a socket looks like a stale
+/// one.
 fn locked<T>(socket: &Path, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let mut path = socket.as_os_str().to_owned();
     path.push(".handover-lock");

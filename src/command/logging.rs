@@ -1,8 +1,8 @@
 //! Log lines on standard error: time, PID, level, text. The PID is in every line, because two processes
 //! share the terminal during a handover.
 //!
-//! Standard error may be closed, or its reader may have stopped. Only a thread of its own writes to it, so that
-//! no other thread ever waits for that; lines that it cannot keep up with are lost, and counted.
+//! Standard error may be closed, or its reader may have stopped. Only a thread of its own writes to it, so
+//! that no other thread ever waits for that; lines that it cannot keep up with are lost, and counted.
 
 use std::env;
 use std::fmt::{self, Display, Write as _};

@@ -1,5 +1,5 @@
-//! The settings of the command: what the configuration file and, after it, the command line set. So the command
-//! line wins, and nothing takes effect before everything is understood.
+//! The settings of the command: what the configuration file and, after it, the command line set. So the
+//! command line wins, and nothing takes effect before everything is understood.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -63,8 +63,8 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Asked, lexopt::Error> {
 }
 
 impl CommandLine {
-    /// What the configuration file, as it is now, and the command line set together. An error says where, what is
-    /// wrong, and what was expected.
+    /// What the configuration file, as it is now, and the command line set together. An error says where,
+    /// what is wrong, and what was expected.
     pub(crate) fn settings(&self) -> Result<Settings, String> {
         let mut settings = Settings::default();
         if let Some(config) = self.0.iter().rfind(|entry| entry.flag.name() == "config") {

@@ -1,8 +1,8 @@
 //! Descriptors that are agreed on by number: every `unsafe` of this crate.
 //!
-//! A successor finds the listening sockets at descriptor 3 and those that follow, where systemd puts them, too,
-//! and the link behind them. A number says nothing about what is behind it, so each is looked at before it is
-//! owned, and each is owned once.
+//! A successor finds the listening sockets at descriptor 3 and those that follow, where systemd puts them,
+//! too, and the link behind them. A number says nothing about what is behind it, so each is looked at before
+//! it is owned, and each is owned once.
 
 use std::fs;
 use std::io;
@@ -14,16 +14,16 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// The first listening socket. Below it are standard input, output and error.
 pub(crate) const FIRST: RawFd = 3;
 
-/// Lends a descriptor that was handed to this process when it was executed. What comes through execve(2) is not
-/// close-on-exec, and what Rust opens always is.
+/// Lends a descriptor that was handed to this process when it was executed. What comes through execve(2) is
+/// not close-on-exec, and what Rust opens always is.
 #[allow(unsafe_code)]
 fn look_at(number: RawFd) -> Option<BorrowedFd<'static>> {
     if number < FIRST {
         return None;
     }
-    // SAFETY: it is not -1. If it is not open, or is another descriptor than the one that was inherited, all that
-    // happens to it is fcntl(2) F_GETFD, which has no effect. The only caller beside `inherited` is in this
-    // module, too, and borrows it for the length of one system call without an effect.
+    // SAFETY: it is not -1. If it is not open, or is another descriptor than the one that was inherited, all
+    // that happens to it is fcntl(2) F_GETFD, which has no effect. The only caller beside `inherited` is in
+    // this module, too, and borrows it for the length of one system call without an effect.
     let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
     let flags = FdFlag::from_bits_retain(fcntl(descriptor, FcntlArg::F_GETFD).ok()?);
     (!flags.contains(FdFlag::FD_CLOEXEC)).then_some(descriptor)
@@ -35,8 +35,8 @@ fn look_at(number: RawFd) -> Option<BorrowedFd<'static>> {
 pub(crate) fn inherited(number: RawFd, is_wanted: impl Fn(BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
     let descriptor = look_at(number).filter(|descriptor| is_wanted(*descriptor))?;
     fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
-    // SAFETY: it is open, and came with the process image. By the protocol between predecessor and successor, and
-    // by sd_listen_fds(3), it is then meant for `serve`, which takes each number once, because now it is
+    // SAFETY: it is open, and came with the process image. By the protocol between predecessor and successor,
+    // and by sd_listen_fds(3), it is then meant for `serve`, which takes each number once, because now it is
     // close-on-exec: nobody else owns it.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
@@ -44,8 +44,8 @@ pub(crate) fn inherited(number: RawFd, is_wanted: impl Fn(BorrowedFd<'_>) -> boo
 /// Takes ownership of descriptors that have just come through a Unix socket.
 #[allow(unsafe_code)]
 pub(crate) fn received(numbers: Vec<RawFd>) -> impl Iterator<Item = OwnedFd> {
-    // SAFETY: the only caller has them from recvmsg(2), which has opened them for this process a moment ago, and
-    // has reported the numbers to nobody else.
+    // SAFETY: the only caller has them from recvmsg(2), which has opened them for this process a moment ago,
+    // and has reported the numbers to nobody else.
     numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -65,8 +65,8 @@ pub(crate) fn others_inherited() -> Vec<RawFd> {
     numbers.filter(|&number| look_at(number).is_some()).collect()
 }
 
-/// Raises the limit of open descriptors as far as it may be raised: the soft limit is low for the sake of programs
-/// that use select(2).
+/// Raises the limit of open descriptors as far as it may be raised: the soft limit is low for the sake of
+/// programs that use select(2).
 pub(crate) fn raise_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         // Without it there are fewer connections, and that is all.

@@ -160,7 +160,8 @@ impl Link {
         !self.ended
     }
 
-    /// Takes no more words: what the peer says from now on fails there. What it has said is still to be heard.
+    /// Takes no more words: what the peer says from now on fails there. What it has said is still to be
+    /// heard.
     pub(crate) fn close_for_words(&self) {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
     }

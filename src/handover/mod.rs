@@ -1,10 +1,11 @@
 //! The mechanism: how one process hands its listening sockets over to the next.
 //!
-//! A successor finds standard input, output and error at descriptors 0 to 2, the listening sockets from 3 on, in the
-//! order of their addresses, and behind them one end of a Unix stream socket, the *link*. Behind that, if its
-//! predecessor has a predecessor, lies the link between those two. Nothing else is passed on.
+//! A successor finds standard input, output and error at descriptors 0 to 2, the listening sockets from 3 on,
+//! in the order of their addresses, and behind them one end of a Unix stream socket, the *link*. Behind that,
+//! if its predecessor has a predecessor, lies the link between those two. Nothing else is passed on.
 //!
-//! The first line on a link, written before the program is executed, is `handover 1`. Each further line is a word:
+//! The first line on a link, written before the program is executed, is `handover 1`. Each further line is a
+//! word:
 //!
 //! | from | line | meaning |
 //! |---|---|---|
@@ -17,16 +18,17 @@
 //! | successor | `handed over` | Its place will not have to be taken: it has a successor of its own. |
 //! | successor | `stopping` | Its place will not have to be taken: it has been told to stop. |
 //!
-//! Until `go` has come a candidate accepts nothing, so to kill it loses nothing. After `go` it is never killed by its
-//! predecessor. If it dies without one of the last two words, the predecessor *takes back*: it accepts again.
+//! Until `go` has come a candidate accepts nothing, so to kill it loses nothing. After `go` it is never
+//! killed by its predecessor. If it dies without one of the last two words, the predecessor *takes back*: it
+//! accepts again.
 //!
-//! In a line of three processes the middle one can die in a handover, at any moment. Then either the first takes back
-//! or the last serves. The link between the first and the middle one decides, because the last has its end, too: it
-//! says `handed over` there, on behalf of the middle one. If that cannot be said any more, the first has taken back,
-//! and says `no`, or is gone itself.
+//! In a line of three processes the middle one can die in a handover, at any moment. Then either the first
+//! takes back or the last serves. The link between the first and the middle one decides, because the last has
+//! its end, too: it says `handed over` there, on behalf of the middle one. If that cannot be said any more,
+//! the first has taken back, and says `no`, or is gone itself.
 //!
-//! A process that is not a child asks for the descriptors through the control socket, and gets them with the greeting;
-//! see [`takeover`]. Its connection is the link.
+//! A process that is not a child asks for the descriptors through the control socket, and gets them with the
+//! greeting; see [`takeover`]. Its connection is the link.
 
 pub(crate) mod descriptors;
 pub(crate) mod link;

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::descriptors;
 use super::link::{GREETING, Link, Mode, Word};
 
-/// How long a predecessor may take to say `go`. It is a matter of microseconds, unless the process is stopped.
+/// How long a predecessor may take to say `go`. It is a matter of microseconds, unless the process is
+/// stopped.
 const GO_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The predecessor, while there is one.
@@ -20,8 +21,8 @@ pub(crate) struct Predecessor {
 }
 
 impl Predecessor {
-    /// The predecessor that has started this process, if the descriptor behind so many sockets is a link. If it
-    /// is not, something else has started this process.
+    /// The predecessor that has started this process, if the descriptor behind so many sockets is a link. If
+    /// it is not, something else has started this process.
     pub(crate) fn inherited(sockets: usize) -> io::Result<Option<Predecessor>> {
         let inherited = descriptors::inherited(descriptors::number(sockets), Link::is_behind);
         let Some(mut socket) = inherited.map(UnixStream::from) else { return Ok(None) };
@@ -30,8 +31,8 @@ impl Predecessor {
             .map(Some)
     }
 
-    /// The process at the other end of a connection on which the greeting has come. `above` gets the descriptor that
-    /// was passed with it, if the greeting says so.
+    /// The process at the other end of a connection on which the greeting has come. `above` gets the
+    /// descriptor that was passed with it, if the greeting says so.
     pub(crate) fn new(
         connection: UnixStream,
         above: impl FnOnce() -> Option<OwnedFd>,
@@ -42,8 +43,8 @@ impl Predecessor {
         Ok(Predecessor { link, above })
     }
 
-    /// Says that this process is ready, and waits until it may accept connections; returns its generation, if the
-    /// predecessor has lived to say it.
+    /// Says that this process is ready, and waits until it may accept connections; returns its generation, if
+    /// the predecessor has lived to say it.
     ///
     /// # Errors
     ///
@@ -83,9 +84,9 @@ impl Predecessor {
     }
 }
 
-/// Whether this process may serve in the place of its predecessor. The link between that and its own predecessor
-/// decides: either that one hears that it is succeeded, or it has closed the link for words, because it takes back,
-/// which it says, or because it leaves.
+/// Whether this process may serve in the place of its predecessor. The link between that and its own
+/// predecessor decides: either that one hears that it is succeeded, or it has closed the link for words,
+/// because it takes back, which it says, or because it leaves.
 fn inherit(above: &mut Link, deadline: Instant) -> bool {
     above.say(&Word::HandedOver)
         || loop {

@@ -1,7 +1,7 @@
 //! The process after this one: a [`Candidate`] until it is told to go, and a [`Successor`] from then on.
 //!
-//! A candidate has accepted nothing, so it can be killed at any time. A successor may have accepted connections, so it
-//! is never killed: the type has no such method.
+//! A candidate has accepted nothing, so it can be killed at any time. A successor may have accepted
+//! connections, so it is never killed: the type has no such method.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -22,8 +22,8 @@ use super::takeover;
 /// How long a candidate that has been killed may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A process that has been told to go. Dropping it ends the link, by which the process knows that this one does not
-/// answer for it any more.
+/// A process that has been told to go. Dropping it ends the link, by which the process knows that this one
+/// does not answer for it any more.
 #[derive(Debug)]
 pub(crate) struct Successor {
     /// As it is seen from here.
@@ -73,8 +73,8 @@ impl Successor {
         &self.link
     }
 
-    /// What has become of it since the last call. Its end is looked for before its words are read, so that its
-    /// last words count.
+    /// What has become of it since the last call. Its end is looked for before its words are read, so that
+    /// its last words count.
     pub(crate) fn news(&mut self) -> Option<News> {
         let exited = self.child.as_mut().and_then(Child::try_wait).map(End::Exited);
         if exited.is_some() {
@@ -88,8 +88,8 @@ impl Successor {
         })
     }
 
-    /// The last look at it before this process leaves. A word that it says from now on fails there, so that the two
-    /// never rely on each other.
+    /// The last look at it before this process leaves. A word that it says from now on fails there, so that
+    /// the two never rely on each other.
     pub(crate) fn last_news(&mut self) -> Option<News> {
         let news = self.news().filter(|news| !matches!(news, News::Serving)).or_else(|| self.news());
         let has_died = news.is_none() && !self.link.is_open();
@@ -143,9 +143,9 @@ pub(crate) enum Progress {
 }
 
 impl Candidate {
-    /// Starts `program` with the listening sockets from descriptor 3 on, and behind them the link, and the one to
-    /// the predecessor of this process, if that is there. It is born with the signals `blocked`, and has to be ready
-    /// within `timeout`.
+    /// Starts `program` with the listening sockets from descriptor 3 on, and behind them the link, and the
+    /// one to the predecessor of this process, if that is there. It is born with the signals `blocked`, and
+    /// has to be ready within `timeout`.
     pub(crate) fn start(
         program: &Program,
         sockets: &[BorrowedFd<'_>],
@@ -193,7 +193,8 @@ impl Candidate {
         self.deadline
     }
 
-    /// Kills it, or makes it leave if it cannot be killed, for this reason, or else because its deadline has passed.
+    /// Kills it, or makes it leave if it cannot be killed, for this reason, or else because its deadline has
+    /// passed.
     pub(crate) fn kill(&mut self, reason: Option<String>) {
         if self.given_up.is_some() {
             return;
@@ -208,8 +209,8 @@ impl Candidate {
         self.deadline = Instant::now() + END_TIMEOUT;
     }
 
-    /// How far it has come. Its end is looked for before its words are read: what it said just before it ended
-    /// counts, and `ready` from a process that has ended does not.
+    /// How far it has come. Its end is looked for before its words are read: what it said just before it
+    /// ended counts, and `ready` from a process that has ended does not.
     pub(crate) fn progress(&mut self) -> Progress {
         let exited = self.process.child.as_mut().and_then(Child::try_wait).map(End::Exited);
         let mut ready = None;

@@ -1,7 +1,7 @@
 //! The listening sockets for a process that is not a child, through a connection that it has made.
 //!
-//! The process asks with the line `takeover`, and gets the greeting of a link with the sockets (unix(7), SCM_RIGHTS), or
-//! a line with the reason why not. From then on the connection is the link between the two.
+//! The process asks with the line `takeover`, and gets the greeting of a link with the sockets (unix(7),
+//! SCM_RIGHTS), or a line with the reason why not. From then on the connection is the link between the two.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -33,8 +33,8 @@ pub(crate) fn grant(
     Ok(())
 }
 
-/// Asks the process at the other end of the connection for its listening sockets. The timeouts of the connection
-/// apply.
+/// Asks the process at the other end of the connection for its listening sockets. The timeouts of the
+/// connection apply.
 ///
 /// # Errors
 ///

@@ -49,8 +49,8 @@ impl Body {
         Body { input, progress, continue_owed, limit: u64::MAX }
     }
 
-    /// Reads the size of the first chunk, unless the client waits for `100 Continue`, so that a request that is
-    /// malformed from the beginning reaches no handler.
+    /// Reads the size of the first chunk, unless the client waits for `100 Continue`, so that a request that
+    /// is malformed from the beginning reaches no handler.
     pub(crate) fn begin(&mut self) -> Result<(), Refusal> {
         if self.progress == Progress::ChunkSize
             && !self.continue_owed

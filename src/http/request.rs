@@ -22,10 +22,11 @@ pub trait Handler: Send + Sync + 'static {
     fn handle(&self, request: &mut Request) -> ResponseBox;
 
     /// Reads the configuration again, on SIGUSR1 or `reload`, and applies all of it or, if there is an error,
-    /// nothing. `options` are the present ones, to be changed; see [`Options`] for those that can change in place.
+    /// nothing. `options` are the present ones, to be changed; see [`Options`] for those that can change in
+    /// place.
     ///
-    /// It runs on a thread of its own, one call at a time, and may block. Requests to reload that come during a
-    /// call are combined into one more.
+    /// It runs on a thread of its own, one call at a time, and may block. Requests to reload that come during
+    /// a call are combined into one more.
     ///
     /// # Errors
     ///
@@ -71,9 +72,9 @@ impl Request {
 
     /// The path and the query, as the client sent them.
     ///
-    /// Of an absolute target, `http://host/path`, this is the part from the path on, and the Host header field has
-    /// the host and the port (RFC 9112 section 3.2.2). It is `*` for OPTIONS on the server as a whole, and the
-    /// host and the port for CONNECT.
+    /// Of an absolute target, `http://host/path`, this is the part from the path on, and the Host header
+    /// field has the host and the port (RFC 9112 section 3.2.2). It is `*` for OPTIONS on the server as a
+    /// whole, and the host and the port for CONNECT.
     pub fn url(&self) -> &str {
         &self.head.url
     }
@@ -81,7 +82,8 @@ impl Request {
     /// The header fields in the order in which they were sent, names as the client spelled them.
     ///
     /// A [`Header`] holds ASCII only, but clients do send other bytes in values: here these are
-    /// percent-encoded, `%C3%A4` for an ä in UTF-8. [`header_bytes`](Self::header_bytes) has them as they are.
+    /// percent-encoded, `%C3%A4` for an ä in UTF-8. [`header_bytes`](Self::header_bytes) has them as they
+    /// are.
     pub fn headers(&self) -> &[Header] {
         &self.head.headers
     }
@@ -131,8 +133,8 @@ impl Request {
         &mut self.body
     }
 
-    /// Accepts at most `bytes` more of the body: reading it fails with [`FileTooLarge`] as soon as it is known
-    /// to be larger, if possible before the client sends it. The usual answer to that is status 413.
+    /// Accepts at most `bytes` more of the body: reading it fails with [`FileTooLarge`] as soon as it is
+    /// known to be larger, if possible before the client sends it. The usual answer to that is status 413.
     ///
     /// [`FileTooLarge`]: std::io::ErrorKind::FileTooLarge
     pub fn limit_body(&mut self, bytes: u64) {

@@ -112,7 +112,8 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// Fails if it must not be sent: it could split the response in two, or the client would wait for another.
+    /// Fails if it must not be sent: it could split the response in two, or the client would wait for
+    /// another.
     fn write_head(&mut self, response: &ResponseBox, delimiter: Delimiter) -> Result<(), Failure> {
         let StatusCode(status) = response.status_code();
         if !(200..1000).contains(&status) {
@@ -176,7 +177,8 @@ impl<'a> Reply<'a> {
         self.flush()
     }
 
-    /// Writes a body of unknown length, each piece as soon as it is there: the rest may be a long time coming.
+    /// Writes a body of unknown length, each piece as soon as it is there: the rest may be a long time
+    /// coming.
     fn write_stream(&mut self, body: &mut dyn Read, delimiter: Delimiter) -> Result<(), Failure> {
         let mut piece = vec![0; PIECE];
         loop {

@@ -1,5 +1,5 @@
-//! The options of a process, which can be read again beside its loop: the configuration may lie on a disk that does not
-//! answer.
+//! The options of a process, which can be read again beside its loop: the configuration may lie on a disk
+//! that does not answer.
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,8 +16,8 @@ pub(crate) type Read = dyn Fn(&mut Options) -> Result<(), String> + Send + Sync;
 /// What reading has resulted in.
 pub(crate) type Reading = Result<Box<Options>, String>;
 
-/// The present options. There is at most one reading at a time. What is requested meanwhile is read again afterwards,
-/// because the file may have changed since it was opened.
+/// The present options. There is at most one reading at a time. What is requested meanwhile is read again
+/// afterwards, because the file may have changed since it was opened.
 pub(crate) struct Configuration {
     pub(crate) options: Options,
     /// Those for the connections.

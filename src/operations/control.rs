@@ -1,8 +1,8 @@
 //! The control socket: requests like those of signals, but with an answer.
 //!
-//! A connection carries one line with a request, and one line with the answer. Each process of a handover has a socket
-//! of its own, so the path always leads to the process that serves; a client that waits for an answer from the one
-//! before keeps its connection to that.
+//! A connection carries one line with a request, and one line with the answer. Each process of a handover has
+//! a socket of its own, so the path always leads to the process that serves; a client that waits for an
+//! answer from the one before keeps its connection to that.
 
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,5 +1,5 @@
-//! The first process under a supervisor that watches one process ID: it stays, passes signals on to the processes
-//! that have succeeded it, and reports how the last of them ended.
+//! The first process under a supervisor that watches one process ID: it stays, passes signals on to the
+//! processes that have succeeded it, and reports how the last of them ended.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -17,8 +17,8 @@ use crate::handover::descriptors;
 use crate::handover::spawn::{Child, exit_status};
 use crate::operations::requester::{Action, Requester};
 
-/// The processes after this one: those that it has started, and, if a supervisor watches it, those that these have
-/// started in turn.
+/// The processes after this one: those that it has started, and, if a supervisor watches it, those that these
+/// have started in turn.
 #[derive(Default)]
 pub(crate) struct Keeper {
     /// Children that this process does not answer for any more, and that have not ended yet.
@@ -27,8 +27,8 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Makes this process stay until the last of its line has ended. It becomes the parent of orphans: a member of
-    /// the line is its child when those between have ended.
+    /// Makes this process stay until the last of its line has ended. It becomes the parent of orphans: a
+    /// member of the line is its child when those between have ended.
     pub(crate) fn stay(&mut self, first_socket: impl AsFd) -> io::Result<()> {
         set_child_subreaper(true)?;
         let socket = format!("socket:[{}]", fstat(first_socket)?.st_ino);
@@ -72,8 +72,8 @@ impl Keeper {
         line.iter_mut().for_each(Line::reap);
     }
 
-    /// Passes a request on to the line, and to a successor that is on the other end of a link and need not be of it,
-    /// because a supervisor that watches this process means those; `false` if none watches it.
+    /// Passes a request on to the line, and to a successor that is on the other end of a link and need not be
+    /// of it, because a supervisor that watches this process means those; `false` if none watches it.
     pub(crate) fn pass_on(&self, by: &Requester, action: Action, successor: Option<u32>) -> bool {
         let Some(line) = &self.line else { return false };
         let mut members = line.members();
@@ -131,7 +131,8 @@ impl Line {
         }
     }
 
-    /// Whether no member is left. One that is ending has no descriptors any more, and cannot be waited for yet.
+    /// Whether no member is left. One that is ending has no descriptors any more, and cannot be waited for
+    /// yet.
     fn is_over(&self) -> bool {
         self.members().is_empty() && !children().into_iter().any(|pid| self.was_member(pid))
     }
@@ -140,8 +141,8 @@ impl Line {
         self.seen.contains(&pid) || stat(pid).is_some_and(|stat| stat.name == self.name)
     }
 
-    /// The living descendants that hold the listening socket where a successor has it. Others are nothing of ours:
-    /// they have been started by handlers.
+    /// The living descendants that hold the listening socket where a successor has it. Others are nothing of
+    /// ours: they have been started by handlers.
     fn members(&self) -> Vec<i32> {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -163,8 +164,8 @@ impl Line {
     }
 }
 
-/// The children of this thread. Those that an embedding program has started on other threads are not among them, but
-/// orphans are, if this is the main thread.
+/// The children of this thread. Those that an embedding program has started on other threads are not among
+/// them, but orphans are, if this is the main thread.
 fn children() -> HashSet<i32> {
     let list = fs::read_to_string(format!("/proc/{}/task/{}/children", process::id(), gettid()));
     list.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()

@@ -1,8 +1,8 @@
 //! A file that leads to the process that serves: the PID file, or the control socket.
 //!
-//! Each process of a handover makes a file of its own under a temporary name, puts it in place when it may go, and
-//! removes it when it ends. The file of its predecessor steps aside to PATH.old meanwhile, so that it can go back. All
-//! of that is rename(2): there is no moment at which nothing is found, or half of something.
+//! Each process of a handover makes a file of its own under a temporary name, puts it in place when it may
+//! go, and removes it when it ends. The file of its predecessor steps aside to PATH.old meanwhile, so that it
+//! can go back. All of that is rename(2): there is no moment at which nothing is found, or half of something.
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};

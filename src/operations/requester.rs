@@ -42,7 +42,8 @@ impl Requester {
         }
     }
 
-    /// Passes on what has come of the request: the first answer counts. The client may not wait for it any more.
+    /// Passes on what has come of the request: the first answer counts. The client may not wait for it any
+    /// more.
     pub(crate) fn answer(&self, result: Result<String, String>) {
         let is_done = result.is_ok();
         let text = result.unwrap_or_else(|error| format!("error: {error}"));

@@ -66,8 +66,8 @@ impl Drop for Signals {
     }
 }
 
-/// The signals that are handled: held back in a successor until its handlers are in place, because the mask passes
-/// through execve(2).
+/// The signals that are handled: held back in a successor until its handlers are in place, because the mask
+/// passes through execve(2).
 pub(crate) fn handled() -> SigSet {
     HANDLED.iter().map(|(signal, _)| *signal).collect()
 }

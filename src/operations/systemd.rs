@@ -1,4 +1,5 @@
-//! What a service manager tells a process, and is notified of: the protocols of sd_listen_fds(3) and sd_notify(3).
+//! What a service manager tells a process, and is notified of: the protocols of sd_listen_fds(3) and
+//! sd_notify(3).
 
 use std::env;
 use std::io;
@@ -27,8 +28,8 @@ pub(crate) fn ready() {
     notify(&format!("READY=1\nMAINPID={}\n", process::id()));
 }
 
-/// A reload or a handover is under way; `ready` follows, from the process that serves then. By the time systemd
-/// tells this reload from one before.
+/// A reload or a handover is under way; `ready` follows, from the process that serves then. By the time
+/// systemd tells this reload from one before.
 pub(crate) fn reloading() {
     // It fails for a clock that does not exist only.
     let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return };

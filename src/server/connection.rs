@@ -42,7 +42,8 @@ pub(crate) struct Connection {
 
 /// What a connection is doing.
 pub(super) enum Activity {
-    /// A request may be on its way, `used` if it is not the first one; `idle_since` if none has come for a while.
+    /// A request may be on its way, `used` if it is not the first one; `idle_since` if none has come for a
+    /// while.
     Waiting { used: bool, idle_since: Option<Instant> },
     /// A request is being read, handled or answered. It is the last one if it came in the very moment in
     /// which the connection was `evicted`.
@@ -160,7 +161,8 @@ impl Connection {
         recv(self.descriptor(), &mut [0], flags).is_ok_and(|count| count > 0)
     }
 
-    /// Reads what has come, or waits for input until the deadline, which is an error; 0 is the end of the input.
+    /// Reads what has come, or waits for input until the deadline, which is an error; 0 is the end of the
+    /// input.
     pub(crate) fn read(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
         loop {
             match recv(self.descriptor(), buffer, MsgFlags::MSG_DONTWAIT) {

@@ -1,5 +1,5 @@
-//! The server: accepts connections, and runs a function on each, on a thread of its own. A connection is in the
-//! registry before its thread starts, and leaves it when the thread is done with it, even by a panic.
+//! The server: accepts connections, and runs a function on each, on a thread of its own. A connection is in
+//! the registry before its thread starts, and leaves it when the thread is done with it, even by a panic.
 
 mod acceptor;
 pub(crate) mod address;

@@ -17,8 +17,8 @@ type Job = Box<dyn FnOnce() + Send>;
 /// A thread that waits for its job. It ends when this is dropped, so that a job that panics ends it, too.
 pub(super) type Worker = Sender<Job>;
 
-/// The threads without a job, and since when. The last one to become idle is the first to be reserved, so that
-/// those in excess end.
+/// The threads without a job, and since when. The last one to become idle is the first to be reserved, so
+/// that those in excess end.
 #[derive(Clone, Default)]
 pub(super) struct Workers(Arc<Mutex<Vec<(Instant, Worker)>>>);
 
