@@ -43,39 +43,32 @@ impl Places {
 
     /// Puts this process in its places.
     pub(crate) fn take(&mut self, before: Before) {
-        for place in self.each() {
-            let taken = match before {
-                Before::Nothing => place.take(),
-                Before::Predecessor => place.succeed(),
-            };
-            if let Err(error) = taken {
-                log::error!("cannot rename a file to {}: {error}", place.path().display());
-            }
-        }
+        self.each().for_each(|place| put(place, before));
     }
 
     /// Puts this process back in its places if a successor has taken them.
     pub(crate) fn restore(&mut self) {
-        let mut failed = Vec::new();
         if let Some(place) = self.pid_file.as_mut().filter(|place| !place.restore()) {
             match Place::pid_file(place.path()) {
-                Ok(new) => *place = new,
-                Err(error) => failed.push((place.path().to_owned(), error)),
+                Ok(new) => {
+                    *place = new;
+                    put(place, Before::Nothing);
+                }
+                Err(error) => log::error!("cannot write {}: {error}", place.path().display()),
             }
-            let _ = place.succeed();
         }
         if let Some(control) = &mut self.control
             && !control.place().restore()
         {
             let path = control.place().path().to_owned();
+            // Beside what is there, and then instead of it.
             match Control::open(&path, Before::Predecessor, Arc::clone(&self.ask)) {
-                Ok(new) => *control = new,
-                Err(error) => failed.push((path, error)),
+                Ok(new) => {
+                    *control = new;
+                    put(control.place(), Before::Nothing);
+                }
+                Err(error) => log::error!("cannot listen for requests on {}: {error}", path.display()),
             }
-            let _ = control.place().succeed();
-        }
-        for (path, error) in failed {
-            log::error!("cannot write {}: {error}", path.display());
         }
     }
 
@@ -98,5 +91,15 @@ impl Places {
     /// Waits until the answers that have been given on the control socket are written.
     pub(crate) fn finish(&self) {
         self.control.iter().for_each(Control::finish);
+    }
+}
+
+fn put(place: &mut Place, before: Before) {
+    let put = match before {
+        Before::Nothing => place.take(),
+        Before::Predecessor => place.succeed(),
+    };
+    if let Err(error) = put {
+        log::error!("cannot rename a file to {}: {error}", place.path().display());
     }
 }
