@@ -210,11 +210,11 @@ impl Process {
     fn go_forward(&mut self, by: &Requester, mut successor: Successor) -> Phase {
         let pid = successor.pid();
         let successor_leaves = matches!(successor.last_news(), Some(News::Leaving(_) | News::Died(_)));
-        if self.keeper.pass_on(by, Action::Stop, Some(pid)) || successor_leaves {
-            self.keeper.retire(successor.retire());
+        let is_watched = self.keeper.pass_on(by, Action::Stop, Some(pid));
+        self.keeper.retire(successor.retire());
+        if is_watched || successor_leaves {
             return self.close(by);
         }
-        self.keeper.retire(successor.retire());
         log::info!("{by}: successor {pid} goes on alone");
         by.answer(Ok("ok".to_owned()));
         Phase::Drain(None)
@@ -240,7 +240,6 @@ impl Process {
                 if matches!(doing, Doing::Running | Doing::HandingOver) {
                     self.places.clear_aside();
                 }
-                return Event::Predecessor;
             }
             let predecessor = self.predecessor.as_ref().map(Predecessor::link);
             match self.events.next(deadline, [successor, predecessor]) {

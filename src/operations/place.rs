@@ -4,11 +4,10 @@
 //! go, and removes it when it ends. The file of its predecessor steps aside to PATH.old meanwhile, so that it
 //! can go back. All of that is rename(2): there is no moment at which nothing is found, or half of something.
 
-use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -188,10 +187,10 @@ fn clear_leftovers(path: &Path) {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let prefix = with_suffix(Path::new(path.file_name().unwrap_or_default()), TEMPORARY);
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let name: OsString = entry.file_name();
+        let name = entry.file_name();
         let rest = name.as_bytes().strip_prefix(prefix.as_os_str().as_bytes());
-        let rest = rest.map(|rest| OsString::from_vec(rest.to_owned()));
-        let pid = rest.as_ref().and_then(|rest| rest.to_str()?.split_once('-')?.0.parse().ok());
+        let rest = rest.and_then(|rest| std::str::from_utf8(rest).ok());
+        let pid = rest.and_then(|rest| rest.split_once('-')?.0.parse().ok());
         if pid.is_some_and(|pid| !is_alive(pid)) {
             let _ = fs::remove_file(entry.path());
         }
