@@ -25,7 +25,7 @@ pub(crate) enum Event {
     Successor,
     /// Something has come on the link to the predecessor.
     Predecessor,
-    /// No connection is open any more, and none is accepted.
+    /// No connection is open any more, and none will be.
     Drained,
     /// The deadline has passed.
     Deadline,

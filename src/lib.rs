@@ -38,9 +38,10 @@
 //! Unix socket between the two. The new process is a *candidate*: it prepares everything that can fail, says
 //! `ready` on the link, and waits. Until its *predecessor* says `go` it accepts nothing, so it can be killed
 //! at any time, and nothing has changed. From then on it is the *successor*: it accepts connections, and says
-//! `serving`. The predecessor stops accepting, and *drains*: it answers the requests that it has, and the
-//! next one on each kept-alive connection, with `Connection: close`, so that no client ever writes into a
-//! connection that is being closed. When no connection is left, it exits.
+//! `serving`. The predecessor stops accepting, and *drains*: it answers the requests that it has, and *moves*
+//! each connection to the successor as soon as none is in flight on it. The client notices nothing: its next
+//! request on the same connection is answered by the successor. When no connection is left, the predecessor
+//! exits.
 //!
 //! Until a stop, some process always has the listening sockets open, so no client is refused; and if a
 //! process dies in the middle of a handover, exactly one of the others serves.
@@ -53,13 +54,15 @@
 //!
 //! - `handover`, the mechanism: the protocol (`mod.rs`) and its words (`link.rs`), the process after this one
 //!   (`successor.rs`; `program.rs`: which program, `spawn.rs`: as a child, `takeover.rs`: not as a child) and
-//!   the one before it (`predecessor.rs`). Every `unsafe` is in `descriptors.rs`.
+//!   the one before it (`predecessor.rs`), and open connections on their way (`moving.rs`). Every `unsafe` is
+//!   in `descriptors.rs`.
 //! - `server`, the connections: where to listen (`listener.rs`), the accept loop (`acceptor.rs`), and the
 //!   open connections, each entered in `registry.rs` and served on a thread of `workers.rs`.
 //! - `http`, which speaks HTTP on one connection.
 //! - `operations`, the operator's and the supervisor's side: requests come as signals and on the control
 //!   socket, `places.rs` and `systemd.rs` show which process serves, `keeper.rs` stays for a supervisor.
 
+mod counts;
 mod deadline;
 mod error;
 mod events;

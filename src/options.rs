@@ -35,6 +35,10 @@ pub struct Options {
     /// a stop signal to the predecessor completes the handover, one to the successor undoes it. Default:
     /// `false`.
     pub overlap: bool,
+    /// A handover moves open connections to the process that goes on: their next requests are answered there.
+    /// Otherwise each ends with its next response, which says so. To be switched off by a program that keeps
+    /// something about a connection between two requests. Default: `true`.
+    pub move_connections: bool,
     /// The first process does not exit when it has handed over and drained: it passes signals on to its
     /// successors, and exits with the last of them, so that a supervisor sees one process. Process 1 always
     /// does. Default: `false`.
@@ -91,6 +95,7 @@ impl Options {
             ("socket-mode", self.socket_mode != present.socket_mode),
             ("pid-file", self.pid_file != present.pid_file),
             ("overlap", self.overlap != present.overlap),
+            ("no-move", self.move_connections != present.move_connections),
             ("stay", self.stay != present.stay),
             ("control", self.control != present.control),
             ("ready-fd", self.ready_fd != present.ready_fd),
@@ -113,6 +118,7 @@ impl Default for Options {
             ready_timeout: Duration::from_secs(10),
             probation: Duration::ZERO,
             overlap: false,
+            move_connections: true,
             stay: false,
             ready_fd: None,
             control: None,

@@ -15,16 +15,17 @@
 mod ending;
 
 use std::os::fd::AsFd;
-use std::process;
 use std::time::Instant;
+use std::{io, process};
 
 use crate::deadline::after;
 use crate::events::{Event, Events};
 use crate::handover::link::{Link, Mode, Word};
+use crate::handover::moving::{self, Mover};
 use crate::handover::predecessor::Predecessor;
 use crate::handover::program::Program;
 use crate::handover::spawn::Child;
-use crate::handover::successor::{Candidate, News, Progress, Successor};
+use crate::handover::successor::{Candidate, Handed, News, Progress, Successor};
 use crate::operations::configuration::Configuration;
 use crate::operations::keeper::Keeper;
 use crate::operations::places::Places;
@@ -44,9 +45,9 @@ enum Phase {
     HandOver(Candidate, Requester),
     /// It and its successor accept connections.
     Overlap(Successor, Mode, Requester),
-    /// Another process accepts connections, and this one finishes its own. It answers for its successor, if
-    /// that is the other process.
-    Drain(Option<Successor>),
+    /// Another process accepts connections, and this one moves its own there, or finishes them. It answers for
+    /// its successor, if that is the other process.
+    Drain(Option<Successor>, Option<Mover>),
     /// It finishes its connections until then, and answers for no other process.
     Finish(Instant),
     /// It stands for the processes that have succeeded it.
@@ -62,6 +63,8 @@ pub(crate) struct Process {
     pub(crate) server: Server,
     pub(crate) places: Places,
     pub(crate) predecessor: Option<Predecessor>,
+    /// What moves connections from another process to this one, and back.
+    pub(crate) mover: Option<Mover>,
     pub(crate) keeper: Keeper,
     /// How many requests were cut.
     pub(crate) cut: usize,
@@ -79,12 +82,13 @@ impl Process {
                 Phase::Serve => self.serve(),
                 Phase::HandOver(candidate, requester) => self.hand_over(candidate, requester),
                 Phase::Overlap(successor, mode, requester) => self.overlap(successor, mode, &requester),
-                Phase::Drain(successor) => self.drain(successor),
+                Phase::Drain(successor, mover) => self.drain(successor, mover),
                 Phase::Finish(deadline) => self.finish(deadline),
                 Phase::Keep => self.keep(),
                 Phase::End => break,
             }
         }
+        self.server.keep_connections();
         log::info!("process {} ends", process::id());
         self.places.finish();
         Outcome { cut: self.cut, last: self.keeper.last() }
@@ -110,16 +114,17 @@ impl Process {
     /// Starts a candidate, or adopts the requester as one.
     fn start_candidate(&mut self, by: &Requester) -> Result<Candidate, String> {
         systemd::reloading();
-        let sockets: Vec<_> = self.server.listeners().iter().map(Listener::as_fd).collect();
-        let above = self.predecessor.as_ref().map(Predecessor::link);
         let (path, timeout) = (self.program.path.display(), self.config.options.ready_timeout);
-        let started = if let Requester::Candidate(connection) = by {
-            log::info!("{by}: handing over to the process that asks");
-            Candidate::adopt(connection, &sockets, above, timeout)
-        } else {
-            log::info!("{by}: handing over, starting {path}");
-            Candidate::start(&self.program, &sockets, above, &signals::handled(), timeout)
-        };
+        let started = self.hand().and_then(|handed| match by {
+            Requester::Candidate(connection) => {
+                log::info!("{by}: handing over to the process that asks");
+                Candidate::adopt(connection, handed, timeout)
+            }
+            _ => {
+                log::info!("{by}: handing over, starting {path}");
+                Candidate::start(&self.program, handed, &signals::handled(), timeout)
+            }
+        });
         let candidate = started.map_err(|error| {
             systemd::ready();
             log::error!("handover failed: cannot start {path}: {error}");
@@ -128,6 +133,16 @@ impl Process {
         log::info!("started successor {}", candidate.pid());
         self.keeper.started(candidate.pid());
         Ok(candidate)
+    }
+
+    fn hand(&self) -> io::Result<Handed<'_>> {
+        let (ours, moving) = moving::pair()?;
+        Ok(Handed {
+            sockets: self.server.listeners().iter().map(Listener::as_fd).collect(),
+            mover: Mover::start(ours, self.server.arrivals(false))?,
+            moving,
+            above: self.predecessor.as_ref().map(Predecessor::link),
+        })
     }
 
     /// Until the candidate is told to go it can be killed, and nothing has changed.
@@ -150,7 +165,10 @@ impl Process {
             match candidate.progress() {
                 Progress::Starting => {}
                 Progress::Ready(mode) => match candidate.go(self.identity.generation + 1) {
-                    Ok(successor) => return Phase::Overlap(successor, mode, requester),
+                    Ok(successor) => {
+                        successor.report(self.server.counts());
+                        return Phase::Overlap(successor, mode, requester);
+                    }
                     Err(ended) => candidate = *ended,
                 },
                 Progress::Failed(failure, child) => break (failure, child),
@@ -181,12 +199,18 @@ impl Process {
                 }
                 _ => {}
             }
-            let reason = match successor.news() {
+            let news = successor.news();
+            if let Some(News::Leaving(_)) = news {
+                // Its connections come to this process.
+                self.mover = self.mover_to(&mut successor);
+            }
+            let reason = match news {
                 None => continue,
                 Some(News::Serving) => {
                     requester.answer(Ok(format!("ok {pid}")));
                     if mode == Mode::Alone {
-                        return Phase::Drain(Some(successor));
+                        let mover = self.mover_to(&mut successor);
+                        return Phase::Drain(Some(successor), mover);
                     }
                     log::info!("both this process and successor {pid} accept connections");
                     deadline = None;
@@ -211,13 +235,18 @@ impl Process {
         let pid = successor.pid();
         let successor_leaves = matches!(successor.last_news(), Some(News::Leaving(_) | News::Died(_)));
         let is_watched = self.keeper.pass_on(by, Action::Stop, Some(pid));
+        let mover = self.mover_to(&mut successor);
         self.keeper.retire(successor.retire());
         if is_watched || successor_leaves {
             return self.close(by);
         }
         log::info!("{by}: successor {pid} goes on alone");
         by.answer(Ok("ok".to_owned()));
-        Phase::Drain(None)
+        Phase::Drain(None, mover)
+    }
+
+    fn mover_to(&self, successor: &mut Successor) -> Option<Mover> {
+        successor.mover().filter(|_| self.config.options.move_connections)
     }
 
     /// Everything is as it was before the successor, which may have left a child to wait for.
@@ -245,7 +274,7 @@ impl Process {
             match self.events.next(deadline, [successor, predecessor]) {
                 Event::Asked(by, Action::Status) => {
                     let (open, in_flight) = (self.server.open(), self.server.in_flight());
-                    by.answer(Ok(self.identity.status(doing, open, in_flight)));
+                    by.answer(Ok(self.identity.status(doing, open, in_flight, self.server.counts())));
                 }
                 Event::Reloaded(reading) => {
                     self.config.apply(reading);
@@ -253,7 +282,6 @@ impl Process {
                         systemd::ready();
                     }
                 }
-                Event::Predecessor => {}
                 Event::Child => {
                     self.keeper.reap();
                     return Event::Child;

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::events::{Event, Events};
 use crate::handover::descriptors;
 use crate::handover::link::{Mode, Word};
+use crate::handover::moving::Mover;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::program::Program;
 use crate::handover::takeover;
@@ -173,6 +174,7 @@ fn prepare(
         server,
         places,
         predecessor: None,
+        mover: None,
         keeper,
         cut: 0,
         events,
@@ -204,6 +206,10 @@ fn go(process: &mut Process, predecessor: &mut Option<Predecessor>, before: Befo
         let generation = predecessor.wait_for_go(mode);
         let generation = generation.map_err(|reason| Error::new("succeed the predecessor", reason))?;
         process.identity.generation = generation.unwrap_or(2);
+        // Without a thread for it, the predecessor keeps its connections.
+        let start = |socket| Mover::start(socket, process.server.arrivals(true)).ok();
+        let moving = predecessor.moving().filter(|_| process.config.options.move_connections);
+        process.mover = moving.and_then(start);
     }
     process.server.accept();
     process.places.take(before);

@@ -37,7 +37,7 @@ RUST_LOG, if it is set, decides what is logged, instead of --log-level and
 ";
 
 /// Every option but `--help` and `--version`, in the order of `--help`.
-static FLAGS: [Flag; 22] = [
+static FLAGS: [Flag; 23] = [
     Flag::new("    --listen ADDR", |s, v| address(v).map(|v| s.options.listen.push(v))).help(
         "Listen on HOST:PORT (port 0 is any), unix:PATH or unix:@NAME; may be repeated [127.0.0.1:3000]",
     ),
@@ -59,6 +59,8 @@ static FLAGS: [Flag; 22] = [
         .help("Stay for TIME after a handover, in case the successor dies [0s]"),
     Flag::new("    --overlap", |s, v| truth(v).map(|v| s.options.overlap = v))
         .help("After a handover let both processes serve until one is stopped"),
+    Flag::new("    --no-move", |s, v| truth(v).map(|v| s.options.move_connections = !v))
+        .help("After a handover let open connections end instead of moving them"),
     Flag::new("    --stay", |s, v| truth(v).map(|v| s.options.stay = v))
         .help("Stay, as the process that a supervisor watches, after handovers"),
     Flag::new("    --ready-fd N", |s, v| descriptor(v).map(|v| s.options.ready_fd = Some(v)))

@@ -1,8 +1,9 @@
 //! The mechanism: how one process hands its listening sockets over to the next.
 //!
 //! A successor finds standard input, output and error at descriptors 0 to 2, the listening sockets from 3 on,
-//! in the order of their addresses, and behind them one end of a Unix stream socket, the *link*. Behind that,
-//! if its predecessor has a predecessor, lies the link between those two. Nothing else is passed on.
+//! in the order of their addresses, and behind them one end of a Unix stream socket, the *link*, and of
+//! another socket, through which open connections are [moved](moving). Behind that, if its predecessor has a
+//! predecessor, lies the link between those two. Nothing else is passed on.
 //!
 //! The first line on a link, written before the program is executed, is `handover 1`. Each further line is a
 //! word:
@@ -32,6 +33,7 @@
 
 pub(crate) mod descriptors;
 pub(crate) mod link;
+pub(crate) mod moving;
 pub(crate) mod predecessor;
 pub(crate) mod program;
 pub(crate) mod spawn;

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use super::descriptors;
 use super::link::{GREETING, Link, Mode, Word};
+use super::{descriptors, moving};
 
 /// How long a predecessor may take to say `go`. It is a matter of microseconds, unless the process is
 /// stopped.
@@ -16,6 +16,8 @@ const GO_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Predecessor {
     link: Link,
+    /// The socket through which connections are moved; a predecessor may know none.
+    moving: Option<OwnedFd>,
     /// The predecessor's link to its own predecessor, which takes back if this one dies before it says `go`.
     above: Option<Link>,
 }
@@ -27,20 +29,22 @@ impl Predecessor {
         let inherited = descriptors::inherited(descriptors::number(sockets), Link::is_behind);
         let Some(mut socket) = inherited.map(UnixStream::from) else { return Ok(None) };
         socket.read_exact(&mut [0; GREETING.len()])?;
-        Predecessor::new(socket, || descriptors::inherited(descriptors::number(sockets + 1), |_| true))
-            .map(Some)
+        let moving = descriptors::inherited(descriptors::number(sockets + 1), moving::is_end);
+        let above = descriptors::number(sockets + 1 + usize::from(moving.is_some()));
+        Predecessor::new(socket, moving, || descriptors::inherited(above, |_| true)).map(Some)
     }
 
     /// The process at the other end of a connection on which the greeting has come. `above` gets the
     /// descriptor that was passed with it, if the greeting says so.
     pub(crate) fn new(
         connection: UnixStream,
+        moving: Option<OwnedFd>,
         above: impl FnOnce() -> Option<OwnedFd>,
     ) -> io::Result<Predecessor> {
         let mut link = Link::new(connection)?;
         let above = if link.hear() == Some(Word::Above) { above() } else { None };
         let above = above.map(|above| Link::new(UnixStream::from(above))).transpose()?;
-        Ok(Predecessor { link, above })
+        Ok(Predecessor { link, moving, above })
     }
 
     /// Says that this process is ready, and waits until it may accept connections; returns its generation, if
@@ -66,6 +70,11 @@ impl Predecessor {
                 Some(word) => return Err(format!("it said {word}")),
             }
         }
+    }
+
+    /// The socket through which connections are moved.
+    pub(crate) fn moving(&mut self) -> Option<OwnedFd> {
+        self.moving.take()
     }
 
     /// Says a word; `false` if the predecessor will never read it, because it has left.

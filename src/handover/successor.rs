@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -15,9 +15,11 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::link::{GREETING, GREETING_WITH_ABOVE, Link, Mode, Word};
+use super::moving::Mover;
 use super::program::Program;
 use super::spawn::{Child, spawn};
 use super::takeover;
+use crate::counts::Counts;
 
 /// How long a candidate that has been killed may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -29,6 +31,7 @@ pub(crate) struct Successor {
     /// As it is seen from here.
     pid: u32,
     link: Link,
+    mover: Option<Mover>,
     /// If this process has started it. Otherwise it has come through the control socket, perhaps from another
     /// container: it cannot be killed, and its end is that of the link.
     child: Option<Child>,
@@ -97,6 +100,16 @@ impl Successor {
         news.or(has_died.then_some(News::Died(End::Left))).or_else(|| self.word())
     }
 
+    /// Says what has been counted here.
+    pub(crate) fn report(&self, total: Counts) {
+        self.mover.iter().for_each(|mover| mover.report(total));
+    }
+
+    /// What moves connections to it.
+    pub(crate) fn mover(&mut self) -> Option<Mover> {
+        self.mover.take()
+    }
+
     /// Returns what is left to wait for when this process does not answer for it any more.
     pub(crate) fn retire(self) -> Option<Child> {
         self.child
@@ -116,6 +129,28 @@ impl Successor {
     /// Whether a process that is no child has ended. A child is waited for, because its status says more.
     fn has_left(&self) -> Option<End> {
         (self.child.is_none() && !self.link.is_open()).then_some(End::Left)
+    }
+}
+
+/// What a candidate gets.
+pub(crate) struct Handed<'a> {
+    pub(crate) sockets: Vec<BorrowedFd<'a>>,
+    /// What moves connections to it, and its end of that.
+    pub(crate) mover: Mover,
+    pub(crate) moving: OwnedFd,
+    /// The link of this process to its own predecessor, if that is there.
+    pub(crate) above: Option<&'a Link>,
+}
+
+impl Handed<'_> {
+    fn greeting(&self) -> &'static [u8] {
+        if self.above.is_some() { GREETING_WITH_ABOVE } else { GREETING }
+    }
+
+    /// In the order in which a candidate finds them.
+    fn descriptors<'a>(&'a self, link: Option<BorrowedFd<'a>>) -> Vec<BorrowedFd<'a>> {
+        let behind = link.into_iter().chain([self.moving.as_fd()]).chain(self.above.map(AsFd::as_fd));
+        self.sockets.iter().copied().chain(behind).collect()
     }
 }
 
@@ -143,38 +178,34 @@ pub(crate) enum Progress {
 }
 
 impl Candidate {
-    /// Starts `program` with the listening sockets from descriptor 3 on, and behind them the link, and the
-    /// one to the predecessor of this process, if that is there. It is born with the signals `blocked`, and
-    /// has to be ready within `timeout`.
+    /// Starts `program` with what is handed to it from descriptor 3 on. It is born with the signals `blocked`,
+    /// and has to be ready within `timeout`.
     pub(crate) fn start(
         program: &Program,
-        sockets: &[BorrowedFd<'_>],
-        above: Option<&Link>,
+        handed: Handed<'_>,
         blocked: &SigSet,
         timeout: Duration,
     ) -> io::Result<Candidate> {
         let (mut ours, theirs) = UnixStream::pair()?;
-        ours.write_all(greeting(above))?;
+        ours.write_all(handed.greeting())?;
         let link = Link::new(ours)?;
-        let links = [theirs.as_fd()].into_iter().chain(above.map(AsFd::as_fd));
-        let descriptors: Vec<_> = sockets.iter().copied().chain(links).collect();
-        // The other end is closed here when this returns, or the end of the link would never come.
-        let child = spawn(program, &descriptors, blocked)?;
-        Ok(Candidate::new(Successor { pid: child.pid(), link, child: Some(child) }, timeout))
+        // The other ends are closed here when this returns, or the end of the link would never come.
+        let child = spawn(program, &handed.descriptors(Some(theirs.as_fd())), blocked)?;
+        let process = Successor { pid: child.pid(), link, mover: Some(handed.mover), child: Some(child) };
+        Ok(Candidate::new(process, timeout))
     }
 
     /// Treats the peer of a connection as the candidate, and passes it the same. The connection is the link.
     pub(crate) fn adopt(
         connection: &UnixStream,
-        sockets: &[BorrowedFd<'_>],
-        above: Option<&Link>,
+        handed: Handed<'_>,
         timeout: Duration,
     ) -> io::Result<Candidate> {
         let pid = getsockopt(connection, sockopt::PeerCredentials)?.pid().unsigned_abs();
         let link = Link::new(connection.try_clone()?)?;
-        let descriptors: Vec<_> = sockets.iter().copied().chain(above.map(AsFd::as_fd)).collect();
-        takeover::grant(connection, greeting(above), &descriptors)?;
-        Ok(Candidate::new(Successor { pid, link, child: None }, timeout))
+        takeover::grant(connection, handed.greeting(), &handed.descriptors(None))?;
+        let process = Successor { pid, link, mover: Some(handed.mover), child: None };
+        Ok(Candidate::new(process, timeout))
     }
 
     fn new(process: Successor, timeout: Duration) -> Candidate {
@@ -251,8 +282,4 @@ impl Candidate {
             false => Err(Box::new(self)),
         }
     }
-}
-
-fn greeting(above: Option<&Link>) -> &'static [u8] {
-    if above.is_some() { GREETING_WITH_ABOVE } else { GREETING }
 }

@@ -4,15 +4,15 @@
 //! SCM_RIGHTS), or a line with the reason why not. From then on the connection is the link between the two.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
-use super::descriptors;
 use super::link::GREETING;
 use super::predecessor::Predecessor;
+use super::{descriptors, moving};
 
 /// The request.
 pub(crate) const REQUEST: &str = "takeover";
@@ -58,7 +58,9 @@ pub(crate) fn ask(mut connection: UnixStream) -> io::Result<(Predecessor, Vec<Ow
     }
     let count = message.bytes;
     if answer[..count] == *GREETING {
-        let predecessor = Predecessor::new(connection, || sockets.pop())?;
+        let moving = sockets.iter().rposition(|socket| moving::is_end(socket.as_fd()));
+        let mut behind = sockets.split_off(moving.unwrap_or(sockets.len())).into_iter();
+        let predecessor = Predecessor::new(connection, behind.next(), || behind.next())?;
         return Ok((predecessor, sockets));
     }
     let mut text = answer[..count].to_vec();

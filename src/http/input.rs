@@ -1,13 +1,11 @@
 //! The input of a connection: read in large pieces, used in small ones.
 
-use std::cell::LazyCell;
 use std::io::{self, ErrorKind::InvalidData};
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::refusal::Refusal;
-use crate::deadline::after;
 use crate::options::Limits;
 use crate::server::connection::Connection;
 
@@ -40,7 +38,6 @@ impl Input {
     ///
     /// Empty lines before a request line are ignored (RFC 9112 section 2.2).
     pub(crate) fn wait_for_request(&mut self, patience: Duration) -> io::Result<bool> {
-        let deadline = LazyCell::new(|| after(patience));
         loop {
             match self.unused() {
                 [b'\n', ..] => self.used += 1,
@@ -49,7 +46,7 @@ impl Input {
                     // A large request may have made it larger.
                     self.buffer.drain(..mem::take(&mut self.used));
                     self.buffer.shrink_to(READ_SIZE);
-                    if self.fill(|connection, buffer| connection.read_request(buffer, || *deadline))? == 0 {
+                    if self.fill(|connection, buffer| connection.read_request(buffer, patience))? == 0 {
                         return Ok(false);
                     }
                 }
@@ -82,7 +79,9 @@ impl Input {
     fn fill(&mut self, read: impl FnOnce(&Connection, &mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
         self.buffer.drain(..mem::take(&mut self.used));
         let before = self.buffer.len();
-        self.buffer.resize(before + READ_SIZE, 0);
+        // What follows the request goes to the successor with the connection.
+        let size = if self.connection.is_moving() { 1 } else { READ_SIZE };
+        self.buffer.resize(before + size, 0);
         let read = read(&self.connection, &mut self.buffer[before..]);
         self.buffer.truncate(before + *read.as_ref().unwrap_or(&0));
         read

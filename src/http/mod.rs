@@ -42,7 +42,10 @@ const SKIP_LIMIT: u64 = 256 * 1024;
 pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits: &RwLock<Limits>) {
     let current = || *limits.read().unwrap_or_else(PoisonError::into_inner);
     let mut input = Input::new(Arc::clone(connection), current());
-    let mut patience = input.limits.head_timeout;
+    let mut patience = match connection.is_used() {
+        true => input.limits.idle_timeout,
+        false => input.limits.head_timeout,
+    };
     loop {
         let then = match input.wait_for_request(patience) {
             Ok(true) => {

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::process;
 use std::time::Instant;
 
+use crate::counts::Counts;
+
 /// What a process is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Doing {
@@ -54,10 +56,16 @@ impl Identity {
     }
 
     /// The answer to a request for the status.
-    pub(crate) fn status(&self, doing: Doing, connections: usize, in_flight: usize) -> String {
+    pub(crate) fn status(
+        &self,
+        doing: Doing,
+        connections: usize,
+        in_flight: usize,
+        counts: Counts,
+    ) -> String {
         format!(
             "pid={} state={doing} version={} uptime={}s connections={connections} in-flight={in_flight} \
-             generation={} executable={}",
+             generation={} {counts} executable={}",
             process::id(),
             self.version,
             self.started.elapsed().as_secs(),

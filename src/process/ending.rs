@@ -7,6 +7,7 @@ use super::{Phase, Process};
 use crate::deadline::after;
 use crate::events::Event;
 use crate::handover::link::Word;
+use crate::handover::moving::Mover;
 use crate::handover::successor::{End, News, Successor};
 use crate::operations::requester::{Action, Requester};
 use crate::operations::status::Doing;
@@ -24,8 +25,9 @@ impl Process {
             return self.close(by);
         }
         log::info!("{by}: the predecessor of this process goes on alone");
+        self.server.expect_no_arrivals();
         by.answer(Ok("ok".to_owned()));
-        Phase::Drain(None)
+        Phase::Drain(None, self.mover.take())
     }
 
     /// No process follows.
@@ -75,8 +77,8 @@ impl Process {
         Phase::End
     }
 
-    pub(super) fn drain(&mut self, mut successor: Option<Successor>) -> Phase {
-        self.server.drain();
+    pub(super) fn drain(&mut self, mut successor: Option<Successor>, mover: Option<Mover>) -> Phase {
+        self.server.drain(mover);
         match successor.as_ref().map(Successor::pid) {
             Some(pid) => log::info!("handed over to successor {pid}; draining, {}", self.server),
             None => {
@@ -89,10 +91,14 @@ impl Process {
         loop {
             let now = Instant::now();
             let is_probation = successor.is_some() && now < probation;
-            if drain.is_some_and(|deadline| self.server.open() == 0 || now >= deadline) {
+            if drain.is_some_and(|deadline| self.server.is_empty() || now >= deadline) {
                 drain = None;
+                self.server.keep_connections();
                 if self.server.open() > 0 {
                     self.cut("the drain deadline has passed");
+                }
+                if self.server.moved() > 0 {
+                    log::info!("moved {} connections", self.server.moved());
                 }
                 if let Some(pid) = successor.as_ref().map(Successor::pid).filter(|_| is_probation) {
                     log::info!("every connection is finished; staying in case successor {pid} dies");
@@ -145,14 +151,18 @@ impl Process {
     /// No process accepts connections; but the listening sockets are still here.
     fn take_back(&mut self, successor: Option<Successor>, pid: u32, end: End) -> Phase {
         let phase = self.serve_on(successor.and_then(Successor::retire));
-        log::error!("successor {pid} {end}; accepting connections again");
+        let lost = match self.server.moved() {
+            0 => String::new(),
+            count => format!("; {count} connections that had been moved to it have ended with it"),
+        };
+        log::error!("successor {pid} {end}; accepting connections again{lost}");
         phase
     }
 
     fn cut(&mut self, reason: &str) {
-        let cut = self.server.in_flight();
-        log::warn!("{reason}: cutting {cut} requests in flight, {}", self.server);
-        self.server.cut();
+        let connections = self.server.to_string();
+        let cut = self.server.cut();
+        log::warn!("{reason}: cutting {cut} requests in flight, {connections}");
         self.cut += cut;
     }
 }

@@ -2,17 +2,21 @@
 
 use std::io::{self, ErrorKind};
 use std::iter;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFd;
 
+use crate::counts::Counts;
 use crate::deadline::{BACK_OFF, after, has_come, poll_until, readable};
+use crate::handover::moving::{Host, Received};
 use crate::options::Limits;
 use crate::server::connection::Connection;
 use crate::server::listener::Listener;
 use crate::server::registry::Registry;
-use crate::server::workers::Workers;
+use crate::server::workers::{Worker, Workers};
 
 /// How long there must have been capacity for the next lack of it to be logged as another one.
 const CALM: Duration = Duration::from_secs(1);
@@ -26,11 +30,64 @@ type Serve = dyn Fn(&Arc<Connection>) + Send + Sync;
 pub(super) struct Acceptor {
     pub(super) listeners: Vec<Listener>,
     pub(super) limits: Arc<RwLock<Limits>>,
-    pub(super) registry: Arc<Registry>,
-    pub(super) workers: Workers,
-    pub(super) serve: Arc<Serve>,
+    pub(super) entrance: Arc<Entrance>,
     /// Locked while a connection is accepted, so that it is the last one when the gate has been shut.
     pub(super) gate: Mutex<Gate>,
+}
+
+/// Where connections come in, accepted or moved: each is entered in the registry, and served on a thread.
+pub(super) struct Entrance {
+    pub(super) registry: Arc<Registry>,
+    pub(super) workers: Workers,
+    pub(super) serve: Box<Serve>,
+}
+
+impl Entrance {
+    /// Enters a connection in the registry. It is served when the result is called.
+    fn enter(self: &Arc<Self>, worker: Worker, connection: Connection) -> Received {
+        let (entered, entrance) = (self.registry.enter(connection), Arc::clone(self));
+        Box::new(move || {
+            let this = Arc::clone(&entrance);
+            entrance.workers.run(worker, move || {
+                // In this order, because the last one is dropped first.
+                let (_entry, connection) = entered;
+                (this.serve)(&connection);
+            });
+        })
+    }
+}
+
+/// What comes from another process.
+pub(super) struct Arrivals {
+    pub(super) entrance: Arc<Entrance>,
+    /// A drain is not complete before the other process has ended.
+    pub(super) are_expected: bool,
+}
+
+impl Drop for Arrivals {
+    fn drop(&mut self) {
+        if self.are_expected {
+            self.entrance.registry.expects_arrivals.store(false, Ordering::SeqCst);
+            self.entrance.registry.report_if_empty();
+        }
+    }
+}
+
+impl Host for Arrivals {
+    fn receive(&self, socket: OwnedFd, line: &str) -> Option<Received> {
+        let Entrance { workers, registry, .. } = &*self.entrance;
+        let reserved = workers.reserve();
+        let worker =
+            reserved.inspect_err(|error| log::warn!("cannot take over a connection: {error}")).ok()?;
+        let connection = Connection::from_line(socket, line, Arc::clone(registry))?;
+        log::debug!("{}: moved here", connection.peer());
+        registry.count(Counts { moved: 1, ..Counts::default() });
+        Some(self.entrance.enter(worker, connection))
+    }
+
+    fn count(&self, counts: Counts) {
+        self.entrance.registry.count(counts);
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,7 +101,7 @@ pub(super) enum Gate {
 impl Acceptor {
     pub(super) fn set_gate(&self, gate: Gate) {
         *self.gate() = gate;
-        self.registry.wake_acceptor();
+        self.entrance.registry.wake_acceptor();
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
@@ -56,7 +113,7 @@ impl Acceptor {
     pub(super) fn run(&self) {
         let sockets = self.listeners.iter().map(readable);
         let mut events: Vec<PollFd<'_>> =
-            iter::once(readable(&self.registry.acceptor)).chain(sockets).collect();
+            iter::once(readable(&self.entrance.registry.acceptor)).chain(sockets).collect();
         let mut last_obstacle: Option<Instant> = None;
         loop {
             let polled = match *self.gate() {
@@ -78,8 +135,8 @@ impl Acceptor {
                         log::warn!("at capacity: evicting idle connections, queueing new ones: {obstacle}");
                     }
                     // Meanwhile the listening sockets stay readable, so there is no use in polling them.
-                    self.registry.want_capacity();
-                    self.wait(&mut [readable(&self.registry.acceptor)], Some(after(BACK_OFF)));
+                    self.entrance.registry.want_capacity();
+                    self.wait(&mut [readable(&self.entrance.registry.acceptor)], Some(after(BACK_OFF)));
                 } else if last_obstacle.take_if(|last| last.elapsed() > CALM).is_some() {
                     log::info!("no longer at capacity");
                 }
@@ -91,7 +148,7 @@ impl Acceptor {
     fn wait(&self, events: &mut [PollFd<'_>], deadline: Option<Instant>) {
         poll_until(events, deadline);
         if has_come(&events[0]) {
-            let _ = self.registry.acceptor.read();
+            let _ = self.entrance.registry.acceptor.read();
         }
     }
 
@@ -107,27 +164,23 @@ impl Acceptor {
     /// open as may be, or descriptors, memory or threads are short.
     fn accept_one(&self, listener: &Listener) -> io::Result<bool> {
         let most = self.limits.read().unwrap_or_else(PoisonError::into_inner).max_connections;
-        if self.registry.open().len() >= most {
+        if self.entrance.registry.open().len() >= most {
             return Err(io::Error::other(format!("{most} are open, which is the limit")));
         }
-        let worker = self.workers.reserve()?;
+        let worker = self.entrance.workers.reserve()?;
         let accepted = listener.accept().and_then(|(socket, peer)| {
-            Connection::new(socket, peer, listener.address().clone(), Arc::clone(&self.registry))
+            let (local, registry) = (listener.address().clone(), Arc::clone(&self.entrance.registry));
+            Connection::new(socket, peer, local, registry)
         });
         match accepted {
             Ok(connection) => {
                 log::debug!("{}: connected", connection.peer());
-                let entered = self.registry.enter(connection);
-                let serve = Arc::clone(&self.serve);
-                self.workers.run(worker, move || {
-                    // In this order, because the last one is dropped first.
-                    let (_entry, connection) = entered;
-                    serve(&connection);
-                });
+                self.entrance.registry.count(Counts { accepted: 1, ..Counts::default() });
+                self.entrance.enter(worker, connection)();
                 Ok(true)
             }
             Err(error) => {
-                self.workers.release(worker);
+                self.entrance.workers.release(worker);
                 match error.kind() {
                     // The other process of a handover may have been faster.
                     ErrorKind::WouldBlock => Ok(false),

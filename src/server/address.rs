@@ -1,7 +1,9 @@
 //! Addresses to listen on: how they are written, and whether a socket is what one stands for.
 
+use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net;
 use std::path::PathBuf;
 use std::{fmt, io};
@@ -50,6 +52,40 @@ impl Address {
         })
     }
 
+    /// The address as one word of printable ASCII; see [`from_word`](Self::from_word).
+    pub(crate) fn to_word(&self) -> String {
+        let encoded = |bytes: &[u8]| {
+            let encode = |&byte: &u8| match byte {
+                b'!'..=b'~' if byte != b'%' => char::from(byte).to_string(),
+                _ => format!("%{byte:02X}"),
+            };
+            bytes.iter().map(encode).collect::<String>()
+        };
+        match self {
+            Address::Network(address) => address.to_string(),
+            Address::Unix(path) => format!("unix:{}", encoded(path.as_os_str().as_bytes())),
+            Address::Abstract(name) => format!("unix:@{}", encoded(name)),
+        }
+    }
+
+    /// The address that [`to_word`](Self::to_word) has made this of.
+    pub(crate) fn from_word(word: &str) -> Option<Address> {
+        let decoded = |text: &str| {
+            let (first, rest) = text.split_once('%').unwrap_or((text, ""));
+            let mut bytes = first.as_bytes().to_vec();
+            for piece in rest.split('%').filter(|piece| !piece.is_empty()) {
+                bytes.push(u8::from_str_radix(piece.get(..2)?, 16).ok()?);
+                bytes.extend_from_slice(&piece.as_bytes()[2..]);
+            }
+            Some(bytes)
+        };
+        match (word.strip_prefix("unix:@"), word.strip_prefix("unix:")) {
+            (Some(name), _) => decoded(name).map(Address::Abstract),
+            (_, Some(path)) => decoded(path).map(|path| Address::Unix(OsString::from_vec(path).into())),
+            _ => word.parse().ok().map(Address::Network),
+        }
+    }
+
     pub(crate) fn from_unix(address: &net::SocketAddr) -> io::Result<Address> {
         match (address.as_pathname(), address.as_abstract_name()) {
             (Some(path), _) => Ok(Address::Unix(path.to_owned())),
@@ -89,6 +125,20 @@ mod tests {
         ] {
             assert_eq!(resolve(bound)[0].is_one_of(&resolve(wanted)), expected, "{wanted} {bound}");
             assert_eq!(resolve(bound)[0].to_string(), bound);
+            assert_eq!(resolve(bound)[0].to_word(), bound);
         }
+    }
+
+    #[test]
+    fn any_address_is_one_word() {
+        for (address, word) in [
+            (Address::Abstract(b"\0a b\xff%41".into()), "unix:@%00a%20b%FF%2541"),
+            (Address::Unix("/run/a b".into()), "unix:/run/a%20b"),
+            (Address::Network("[::1]:80".parse().unwrap()), "[::1]:80"),
+        ] {
+            assert_eq!(address.to_word(), word);
+            assert_eq!(Address::from_word(word), Some(address));
+        }
+        assert_eq!(Address::from_word("unix:%4"), None);
     }
 }

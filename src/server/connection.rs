@@ -1,8 +1,10 @@
 //! One connection: reading and writing within time limits, and what it is doing.
 
+mod moving;
+
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -12,7 +14,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::deadline::{after, has_come, poll_until, readable};
+use crate::deadline::{after, has_come, later, poll_until, readable};
 use crate::server::address::Address;
 use crate::server::registry::Registry;
 
@@ -38,13 +40,19 @@ pub(crate) struct Connection {
     local: Address,
     registry: Arc<Registry>,
     activity: Mutex<Activity>,
+    /// The successor has refused it, so it ends with its next response.
+    kept: AtomicBool,
+    requests: AtomicU64,
 }
 
 /// What a connection is doing.
+#[derive(PartialEq)]
 pub(super) enum Activity {
     /// A request may be on its way, `used` if it is not the first one; `idle_since` if none has come for a
     /// while.
     Waiting { used: bool, idle_since: Option<Instant> },
+    /// It is on its way to the other process of a handover, which may read from it already.
+    Moving,
     /// A request is being read, handled or answered. It is the last one if it came in the very moment in
     /// which the connection was `evicted`.
     InFlight { evicted: bool },
@@ -53,7 +61,10 @@ pub(super) enum Activity {
 }
 
 /// How long a connection is not idle yet, because its next request is likely to come soon.
-const MOMENT: Duration = Duration::from_millis(100);
+const MOMENT: Duration = Duration::from_millis(20);
+
+/// How long a connection that was refused waits before it is offered again.
+const SECOND_OFFER: Duration = Duration::from_secs(1);
 
 /// The receive timeout (socket(7), SO_RCVTIMEO) of a connection.
 pub(super) fn moment() -> TimeVal {
@@ -61,18 +72,34 @@ pub(super) fn moment() -> TimeVal {
 }
 
 impl Connection {
+    /// One that has just been accepted.
     pub(crate) fn new(
         socket: OwnedFd,
         peer: Peer,
         local: Address,
         registry: Arc<Registry>,
     ) -> io::Result<Connection> {
-        // One from the network has inherited it.
-        if peer == Peer::Local {
+        Connection::waiting(socket, peer, local, registry, Activity::NEW)
+    }
+
+    fn waiting(
+        socket: OwnedFd,
+        peer: Peer,
+        local: Address,
+        registry: Arc<Registry>,
+        activity: Activity,
+    ) -> io::Result<Connection> {
+        // One from the network has inherited it, if it was accepted here.
+        if peer == Peer::Local || activity != Activity::NEW {
             setsockopt(&socket, sockopt::ReceiveTimeout, &moment())?;
         }
-        let activity = Mutex::new(Activity::Waiting { used: false, idle_since: None });
-        Ok(Connection { socket, peer, local, registry, activity })
+        let (activity, kept, requests) = (Mutex::new(activity), false.into(), 0.into());
+        Ok(Connection { socket, peer, local, registry, activity, kept, requests })
+    }
+
+    /// How many requests have come on it in this process.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     pub(super) fn descriptor(&self) -> RawFd {
@@ -92,37 +119,70 @@ impl Connection {
         self.registry.draining.load(Ordering::SeqCst)
     }
 
+    /// Whether requests have been answered on it.
+    pub(crate) fn is_used(&self) -> bool {
+        matches!(*self.activity(), Activity::Waiting { used: true, .. })
+    }
+
     /// Whether this connection ends with the next response.
     pub(crate) fn is_ending(&self) -> bool {
-        self.is_draining()
+        (self.is_draining() && !self.is_moving())
             || self.registry.capacity_wanted.load(Ordering::Relaxed)
             || matches!(*self.activity(), Activity::InFlight { evicted: true })
     }
 
-    /// Reads the beginning of a request; 0 if there will be none: at the end of the input, at the deadline,
-    /// and when idle connections are closed.
+    /// Whether it is to be moved to the other process of a handover when no request is in flight.
+    pub(crate) fn is_moving(&self) -> bool {
+        self.registry.is_moving() && !self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the beginning of a request, as long as `patience` from the last response on, and reads it; 0
+    /// if there will be none: at the end of the input, at the deadline, when idle connections are closed, and
+    /// when the connection has been moved. All that was read before has been used.
     ///
     /// For the first [`MOMENT`] the connection is not idle. Its thread waits in recv(2) alone then, which
     /// nothing but input ends, instead of in poll(2) before it. With 32 clients that saves an eighth of the
-    /// CPU time; a stop takes at most that moment longer for it.
-    pub(crate) fn read_request(
-        &self,
-        buffer: &mut [u8],
-        deadline: impl FnOnce() -> Instant,
-    ) -> io::Result<usize> {
-        match recv(self.descriptor(), buffer, MsgFlags::empty()) {
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            result => return Ok(result?),
+    /// CPU time; a stop or a drain takes at most that moment longer for it.
+    pub(crate) fn read_request(&self, buffer: &mut [u8], patience: Duration) -> io::Result<usize> {
+        self.kept.store(false, Ordering::Relaxed);
+        if !self.is_moving() {
+            match recv(self.descriptor(), buffer, MsgFlags::empty()) {
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                result => return Ok(result?),
+            }
         }
-        let deadline = deadline();
-        self.set_idle(Some(Instant::now() - MOMENT));
-        self.registry.offer_capacity();
-        let mut events = [readable(&self.socket), readable(&self.registry.idle_closed)];
-        poll_until(&mut events, Some(deadline));
+        let since = self.become_idle();
+        let deadline = later(since, patience);
+        let is_input = loop {
+            if self.move_away(since) {
+                return Ok(0);
+            }
+            self.registry.offer_capacity();
+            let Registry { idle_closed, moving, .. } = &*self.registry;
+            let mut events = [readable(&self.socket), readable(idle_closed), readable(moving)];
+            if self.registry.is_moving() {
+                // It has been refused.
+                poll_until(&mut events[..2], Some(deadline.min(after(SECOND_OFFER))));
+            } else {
+                poll_until(&mut events, Some(deadline));
+            }
+            if has_come(&events[0]) || has_come(&events[1]) || Instant::now() >= deadline {
+                break has_come(&events[0]);
+            }
+        };
         // From here on it cannot be evicted, so that nothing is lost that is read now.
         self.set_idle(None);
         // A request that has come is answered, even if idle connections are closed at the same time.
-        if has_come(&events[0]) { self.read(buffer, deadline) } else { Ok(0) }
+        if is_input { self.read(buffer, deadline) } else { Ok(0) }
+    }
+
+    /// Returns since when the connection has been waiting for a request.
+    fn become_idle(&self) -> Instant {
+        let begin = Instant::now() - MOMENT;
+        match &mut *self.activity() {
+            Activity::Waiting { idle_since, .. } => *idle_since.get_or_insert(begin),
+            _ => begin,
+        }
     }
 
     fn set_idle(&self, since: Option<Instant>) {
@@ -137,6 +197,7 @@ impl Connection {
         let evicted = matches!(*activity, Activity::Evicted);
         *activity = Activity::InFlight { evicted };
         drop(activity);
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let result = exchange();
         let waiting = Activity::Waiting { used: true, idle_since: None };
         *self.activity() = if evicted { Activity::Evicted } else { waiting };
@@ -202,8 +263,11 @@ impl Connection {
         while Instant::now() < deadline && self.read(&mut discarded, deadline).is_ok_and(|count| count > 0) {}
     }
 
+    /// Ends the connection, unless it may be another process's already.
     pub(super) fn cut(&self) {
-        let _ = shutdown(self.descriptor(), Shutdown::Both);
+        if !matches!(*self.activity(), Activity::Moving) {
+            let _ = shutdown(self.descriptor(), Shutdown::Both);
+        }
     }
 
     fn wait_for(&self, what: PollFlags, deadline: Instant) -> io::Result<()> {
@@ -217,6 +281,8 @@ impl Connection {
 }
 
 impl Activity {
+    const NEW: Activity = Activity::Waiting { used: false, idle_since: None };
+
     /// If the connection is idle, a key by which the one that can best be spared comes first: one that has
     /// never had a request before one that has been of use, and then the one that has been idle for longest.
     pub(super) fn idleness(&self) -> Option<(bool, Instant)> {

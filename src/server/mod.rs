@@ -14,8 +14,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::{self, JoinHandle};
 
+use crate::counts::Counts;
+use crate::handover::moving::{Host, Mover};
 use crate::options::Limits;
-use crate::server::acceptor::{Acceptor, Gate};
+use crate::server::acceptor::{Acceptor, Arrivals, Entrance, Gate};
 use crate::server::connection::{Activity, Connection};
 use crate::server::listener::Listener;
 use crate::server::registry::Registry;
@@ -23,6 +25,7 @@ use crate::server::workers::Workers;
 
 pub(crate) struct Server {
     registry: Arc<Registry>,
+    entrance: Arc<Entrance>,
     /// Has the listening sockets, and its thread; `None` once they are closed.
     acceptor: Option<(Arc<Acceptor>, JoinHandle<()>)>,
     /// Closing it closes idle connections.
@@ -41,17 +44,17 @@ impl Server {
     ) -> io::Result<Server> {
         let (idle_closed, close_idle) = io::pipe()?;
         let registry = Arc::new(Registry::new(idle_closed, on_empty)?);
+        let (workers, serve) = (Workers::default(), Box::new(serve));
+        let entrance = Arc::new(Entrance { registry: Arc::clone(&registry), workers, serve });
         let acceptor = Arc::new(Acceptor {
             listeners,
             limits,
-            registry: Arc::clone(&registry),
-            workers: Workers::default(),
-            serve: Arc::new(serve),
+            entrance: Arc::clone(&entrance),
             gate: Mutex::new(Gate::Shut),
         });
         let accept = Arc::clone(&acceptor);
         let thread = thread::Builder::new().name("accept".to_owned()).spawn(move || accept.run())?;
-        Ok(Server { registry, acceptor: Some((acceptor, thread)), close_idle: Some(close_idle) })
+        Ok(Server { registry, entrance, acceptor: Some((acceptor, thread)), close_idle: Some(close_idle) })
     }
 
     /// The listening sockets, until they are closed.
@@ -62,16 +65,36 @@ impl Server {
     /// Starts accepting, or starts again after a [`drain`](Self::drain).
     pub(crate) fn accept(&mut self) {
         self.registry.draining.store(false, Ordering::SeqCst);
+        self.registry.set_mover(None);
         self.set_gate(Gate::Open);
     }
 
-    /// When this returns, no further connection is accepted. Each open one ends with its next response.
-    pub(crate) fn drain(&mut self) {
+    /// What takes in the connections that another process moves to this one. If they are expected, a drain is
+    /// not complete before that process has ended.
+    pub(crate) fn arrivals(&self, are_expected: bool) -> impl Host {
+        self.registry.expects_arrivals.fetch_or(are_expected, Ordering::SeqCst);
+        Arrivals { entrance: Arc::clone(&self.entrance), are_expected }
+    }
+
+    /// A drain waits for no other process.
+    pub(crate) fn expect_no_arrivals(&self) {
+        self.registry.expects_arrivals.store(false, Ordering::SeqCst);
+    }
+
+    /// When this returns, no further connection is accepted. Each open one is moved, or ends with its next
+    /// response.
+    pub(crate) fn drain(&mut self, mover: Option<Mover>) {
         self.set_gate(Gate::Shut);
+        self.registry.moved.store(0, Ordering::Relaxed);
+        // In this order, so that no response promises the end of a connection that can be moved.
+        self.registry.set_mover(mover);
         self.registry.draining.store(true, Ordering::SeqCst);
-        if self.open() == 0 {
-            (self.registry.on_empty)();
-        }
+        self.registry.report_if_empty();
+    }
+
+    /// Moves no more connections to another process.
+    pub(crate) fn keep_connections(&self) {
+        self.registry.set_mover(None);
     }
 
     /// Accepts the connections that are in the queues, closes the listening sockets, and drains. The
@@ -80,7 +103,7 @@ impl Server {
         self.set_gate(Gate::Shut);
         self.acceptor.iter().for_each(|(acceptor, _)| acceptor.accept_queued());
         self.close_listeners();
-        self.drain();
+        self.drain(None);
     }
 
     /// Removes the files of the Unix sockets that are listened on, but none that has become another one.
@@ -111,15 +134,34 @@ impl Server {
         self.registry.open().len()
     }
 
+    /// Whether no connection is open, and none will be moved here.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.registry.is_empty()
+    }
+
     /// The number of open connections on which a request is being read, handled or answered.
     pub(crate) fn in_flight(&self) -> usize {
         let is_in_flight = |each: &&Arc<Connection>| matches!(*each.activity(), Activity::InFlight { .. });
         self.registry.open().values().filter(is_in_flight).count()
     }
 
-    /// Ends every open connection at once. Its thread ends as soon as it uses the connection again.
-    pub(crate) fn cut(&self) {
+    /// The number of connections that have been moved to another process in the last drain.
+    pub(crate) fn moved(&self) -> u64 {
+        self.registry.moved.load(Ordering::Relaxed)
+    }
+
+    /// Ends every open connection at once, and returns how many requests were in flight. The threads end as
+    /// soon as they use their connections again.
+    pub(crate) fn cut(&self) -> usize {
+        let cut = self.in_flight();
         self.registry.open().values().for_each(|connection| connection.cut());
+        self.registry.count(Counts { lost: cut as u64, ..Counts::default() });
+        cut
+    }
+
+    /// What has been done here, and in the processes before this one.
+    pub(crate) fn counts(&self) -> Counts {
+        self.registry.counts()
     }
 }
 
@@ -160,7 +202,7 @@ mod tests {
             assert_eq!(server.open(), count);
             step(&mut server);
             clients[count].read_exact(&mut [0]).unwrap();
-            server.drain();
+            server.drain(None);
         }
         assert_eq!((server.open(), server.listeners().len()), (3, 0));
         assert!(TcpStream::connect(&address).is_err());

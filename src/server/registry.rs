@@ -1,13 +1,17 @@
-//! The open connections, and what they share. A drain is complete when there are none.
+//! The open connections, and what they share. A drain is complete when there are none, and none
+//! will be moved here.
 
 use std::collections::HashMap;
 use std::io::{self, PipeReader};
+use std::mem;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::counts::Counts;
+use crate::handover::moving::Mover;
 use crate::server::connection::{Activity, Connection};
 
 /// By the numbers of their descriptors, which stay taken for as long as they are in here.
@@ -15,9 +19,19 @@ type Connections = HashMap<RawFd, Arc<Connection>>;
 
 pub(crate) struct Registry {
     open: Mutex<Connections>,
-    pub(super) on_empty: Box<dyn Fn() + Send + Sync>,
-    /// No further connection is accepted, and each response is the last of its connection.
+    /// A process that is about to end may move its connections here, so that a drain is not complete.
+    pub(super) expects_arrivals: AtomicBool,
+    on_empty: Box<dyn Fn() + Send + Sync>,
+    /// No further connection is accepted, and each response is the last of its connection, unless that can be
+    /// moved.
     pub(super) draining: AtomicBool,
+    mover: Mutex<Option<Arc<Mover>>>,
+    /// Readable while connections are moved.
+    pub(super) moving: EventFd,
+    /// How many connections have been moved to another process in the last drain.
+    pub(super) moved: AtomicU64,
+    /// Without the requests on the open connections.
+    counts: Mutex<Counts>,
     /// At its end of file when idle connections are to close.
     pub(super) idle_closed: PipeReader,
     /// The accept loop waits for a connection to end or become idle. Until one has, each response is the
@@ -35,12 +49,62 @@ impl Registry {
     ) -> io::Result<Registry> {
         Ok(Registry {
             open: Mutex::default(),
+            expects_arrivals: AtomicBool::new(false),
             on_empty: Box::new(on_empty),
             draining: AtomicBool::new(false),
+            mover: Mutex::default(),
+            moving: event()?,
+            moved: AtomicU64::new(0),
+            counts: Mutex::default(),
             idle_closed,
             capacity_wanted: AtomicBool::new(false),
-            acceptor: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            acceptor: event()?,
         })
+    }
+
+    /// Whether no connection is open, and none will be moved here.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.expects_arrivals.load(Ordering::SeqCst) && self.open().is_empty()
+    }
+
+    pub(super) fn report_if_empty(&self) {
+        if self.draining.load(Ordering::SeqCst) && self.is_empty() {
+            (self.on_empty)();
+        }
+    }
+
+    /// What moves connections to the other process of a handover.
+    pub(super) fn mover(&self) -> MutexGuard<'_, Option<Arc<Mover>>> {
+        self.mover.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts something.
+    pub(super) fn count(&self, counts: Counts) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) += counts;
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        // Locked meanwhile, so that no connection ends and is counted twice.
+        let open = self.open();
+        let mut counts = *self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.requests += open.values().map(|connection| connection.requests()).sum::<u64>();
+        counts
+    }
+
+    pub(super) fn is_moving(&self) -> bool {
+        self.draining.load(Ordering::SeqCst) && self.mover().is_some()
+    }
+
+    /// From now on each connection is moved as soon as no request is in flight, or none is any more.
+    pub(super) fn set_mover(&self, mover: Option<Mover>) {
+        let is_moving = mover.is_some();
+        let before = mem::replace(&mut *self.mover(), mover.map(Arc::new));
+        if let Some(mover) = before {
+            mover.report(self.counts());
+            self.moved.fetch_add(mover.finish(), Ordering::Relaxed);
+        }
+        // They fail only if nothing is to be changed.
+        let _ = if is_moving { self.moving.write(1).map(drop) } else { self.moving.read().map(drop) };
     }
 
     /// The open connections, locked.
@@ -72,7 +136,9 @@ impl Registry {
         }
         idle.sort_unstable_by_key(|&(idleness, _)| idleness);
         let mut idle = idle.into_iter().filter(|((used, _), _)| may_evict_used || !used);
-        idle.find(|(_, connection)| connection.evict());
+        if idle.any(|(_, connection)| connection.evict()) {
+            self.count(Counts { evicted: 1, ..Counts::default() });
+        }
     }
 
     /// A connection has ended or become idle.
@@ -88,6 +154,10 @@ impl Registry {
     }
 }
 
+fn event() -> nix::Result<EventFd> {
+    EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+}
+
 /// Keeps a connection in the registry.
 pub(super) struct Entry {
     descriptor: RawFd,
@@ -98,13 +168,12 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let mut open = self.registry.open();
         let connection = open.remove(&self.descriptor);
-        let is_empty = open.is_empty();
+        let requests = connection.as_ref().map_or(0, |connection| connection.requests());
+        self.registry.count(Counts { requests, ..Counts::default() });
         drop(open);
         // The descriptor is closed before its capacity is offered.
         drop(connection);
         self.registry.offer_capacity();
-        if is_empty && self.registry.draining.load(Ordering::SeqCst) {
-            (self.registry.on_empty)();
-        }
+        self.registry.report_if_empty();
     }
 }

@@ -16,6 +16,7 @@ use crate::client::{self, Client};
 use crate::load::{Kind, Load};
 use crate::server::{
     BINARY, Directory, Server, exited, install, install_script, number_after, signal_process, wait_for_end,
+    wait_until,
 };
 
 /// A server with a control socket, whose program is a file that can be replaced.
@@ -96,7 +97,7 @@ fn a_status_tells_how_the_process_is() {
     let mut client = Client::connect(server.address).unwrap();
     client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n").unwrap();
     server.expect("POST /echo");
-    let _idle = server.idle_client();
+    let idle = server.idle_client();
     server.expect_asleep();
     tells(&[
         format!("pid={}", server.first()),
@@ -106,10 +107,20 @@ fn a_status_tells_how_the_process_is() {
         "connections=2".to_owned(),
         "in-flight=1".to_owned(),
         "generation=1".to_owned(),
+        "accepted=2".to_owned(),
+        "requests=2".to_owned(),
+        "moved=0".to_owned(),
+        "evicted=0".to_owned(),
+        "lost=0".to_owned(),
     ]);
+    client.send("hi").unwrap();
+    client.receive().unwrap();
+    drop((client, idle));
+    wait_until(|| server.status("connections=") == 0, || server.log());
     for generation in 2..5 {
         let successor = server.hand_over();
-        tells(&[format!("pid={successor}"), format!("generation={generation}"), "connections=0".to_owned()]);
+        let generation = format!("generation={generation}");
+        tells(&[format!("pid={successor}"), generation, "connections=0".to_owned(), "requests=2".to_owned()]);
     }
 }
 

@@ -283,6 +283,11 @@ impl Server {
         handover::ask(&self.directory.join(name), "status").map(|status| number_after(&status, "pid="))
     }
 
+    /// A number that the status on the control socket says.
+    pub fn status(&self, name: &str) -> u32 {
+        number_after(&handover::ask(&self.directory.join("control"), "status").unwrap(), name)
+    }
+
     /// Waits until this is the only process, which serves, and is found in every way.
     pub fn expect_alone(&self, pid: u32) {
         self.expect_processes(&[pid]);

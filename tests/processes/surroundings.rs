@@ -125,7 +125,7 @@ fn the_pid_file_goes_with_its_process_only() {
 }
 
 #[test]
-fn only_descriptors_0_to_4_reach_the_successor() {
+fn only_descriptors_0_to_5_reach_the_successor() {
     let directory = Directory::new();
     let program = directory.join("program");
     install(&program);
@@ -150,9 +150,10 @@ fn only_descriptors_0_to_4_reach_the_successor() {
         .collect();
     descriptors.sort_unstable();
     let numbers: Vec<u32> = descriptors.iter().map(|&(number, _)| number).collect();
-    assert_eq!(numbers, [0, 1, 2, 3, 4], "{descriptors:?}");
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5], "{descriptors:?}");
     assert!(descriptors[3].1.starts_with("socket:"), "{descriptors:?}");
     assert!(descriptors[4].1.starts_with("socket:"), "{descriptors:?}");
+    assert!(descriptors[5].1.starts_with("socket:"), "{descriptors:?}");
 }
 
 /// Starts the command behind a systemd-socket-activate of our own: the socket at descriptor 3, and nobody

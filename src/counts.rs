@@ -1,0 +1,83 @@
+//! What has been done since the first process began: each process goes on with the numbers of the one before.
+
+use std::fmt;
+use std::ops::{AddAssign, Sub};
+
+/// How often something has happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// A connection was accepted.
+    pub(crate) accepted: u64,
+    /// A request came.
+    pub(crate) requests: u64,
+    /// A connection was taken over from another process.
+    pub(crate) moved: u64,
+    /// An idle connection was closed to make room for another one.
+    pub(crate) evicted: u64,
+    /// A request was cut.
+    pub(crate) lost: u64,
+}
+
+impl Counts {
+    const NAMES: [&'static str; 5] = ["accepted", "requests", "moved", "evicted", "lost"];
+
+    fn each(&mut self) -> [&mut u64; 5] {
+        let Counts { accepted, requests, moved, evicted, lost } = self;
+        [accepted, requests, moved, evicted, lost]
+    }
+
+    /// What their [`Display`](fmt::Display) says. What it does not mention is 0, and what is unknown, because
+    /// another version has counted it, is passed over.
+    pub(crate) fn from_words(words: &str) -> Counts {
+        let mut counts = Counts::default();
+        for (name, value) in words.split(' ').filter_map(|word| word.split_once('=')) {
+            let index = Counts::NAMES.iter().position(|known| *known == name);
+            if let (Some(index), Ok(value)) = (index, value.parse()) {
+                *counts.each()[index] = value;
+            }
+        }
+        counts
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut counts = *self;
+        let words = Counts::NAMES.iter().zip(counts.each()).map(|(name, value)| format!("{name}={value}"));
+        f.write_str(&words.collect::<Vec<_>>().join(" "))
+    }
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, mut other: Counts) {
+        for (value, more) in self.each().into_iter().zip(other.each()) {
+            *value = value.saturating_add(*more);
+        }
+    }
+}
+
+impl Sub for Counts {
+    type Output = Counts;
+
+    fn sub(mut self, mut other: Counts) -> Counts {
+        for (value, less) in self.each().into_iter().zip(other.each()) {
+            *value = value.saturating_sub(*less);
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counts;
+
+    #[test]
+    fn counts_survive_their_way_through_words() {
+        let counts = Counts { accepted: 1, requests: 2, moved: 3, evicted: 4, lost: u64::MAX };
+        assert_eq!(counts.to_string(), format!("accepted=1 requests=2 moved=3 evicted=4 lost={}", u64::MAX));
+        assert_eq!(Counts::from_words(&counts.to_string()), counts);
+        let mut sum = Counts::from_words("requests=5 unknown=7 moved=x lost=-1 accepted");
+        sum += counts;
+        assert_eq!(sum - counts, Counts { requests: 5, ..Counts::default() });
+    }
+}

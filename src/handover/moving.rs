@@ -1,0 +1,273 @@
+//! Open connections for the other process of a handover, through a socket of their own beside the link.
+//!
+//! It is a Unix socket of type SOCK_SEQPACKET, so that each message is received as it was sent:
+//!
+//! | message | meaning |
+//! |---|---|
+//! | `move N LINE` | A connection comes with it (unix(7), SCM_RIGHTS), to which the sender refers as N. |
+//! | `took N` | It is served here from now on. |
+//! | `refused N` | It is not. |
+//! | `kept` | None that has not been acknowledged will be moved any more. |
+//! | `counted NAME=N…` | The sender has counted this beyond what it has said before and been told. |
+//!
+//! No connection is ever read by two processes. The receiver reads from one only when its acknowledgement has
+//! been sent; the sender only when it knows that none will come. If that is late, the sender shuts the
+//! receiving side of its socket, so that an acknowledgement either has been sent or cannot be. A receiver that
+//! finds it shut looks at what comes next: `kept`, or the end, if the sender has died and reads no more.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, getsockopt,
+    recvmsg, sendmsg, shutdown, socketpair, sockopt,
+};
+
+use super::descriptors;
+use crate::counts::Counts;
+
+/// The most connections on their way, so that there is always room for another message in the buffer of the
+/// socket, and no lack of references to descriptors (ETOOMANYREFS).
+const MOST_ON_THEIR_WAY: usize = 16;
+
+/// The longest message, in bytes.
+const LONGEST_MESSAGE: usize = 8 * 1024;
+
+/// How long the other process may take to acknowledge a connection, whose client waits meanwhile.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection that has been received: calling it begins to serve the connection, dropping it closes the
+/// connection in this process only.
+pub(crate) type Received = Box<dyn FnOnce() + Send>;
+
+/// The two ends of a new socket.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
+/// Whether a descriptor is an end of such a socket.
+pub(crate) fn is_end(descriptor: BorrowedFd<'_>) -> bool {
+    getsockopt(&descriptor, sockopt::SockType) == Ok(SockType::SeqPacket)
+}
+
+/// What receives.
+pub(crate) trait Host: Send + 'static {
+    /// Takes in a connection, with the line about it; `None` refuses it.
+    fn receive(&self, connection: OwnedFd, line: &str) -> Option<Received>;
+
+    /// Adds what the other process has counted.
+    fn count(&self, counts: Counts);
+}
+
+/// One end, to which connections are moved, and from which they come. Dropping it ends both.
+#[derive(Debug)]
+pub(crate) struct Mover {
+    /// The thread owns it, and closes the socket when it ends.
+    end: Weak<End>,
+    thread: Mutex<Option<JoinHandle<u64>>>,
+}
+
+impl Mover {
+    /// Passes what comes to the host, on a thread of its own.
+    pub(crate) fn start(socket: OwnedFd, host: impl Host) -> io::Result<Mover> {
+        let on_their_way = Mutex::new(Some(HashMap::new()));
+        let end = Arc::new(End { socket, on_their_way, room: Condvar::new(), known: Mutex::default() });
+        let (weak, thread) = (Arc::downgrade(&end), thread::Builder::new().name("moving".to_owned()));
+        let thread = thread.spawn(move || end.receive_all(&host))?;
+        Ok(Mover { end: weak, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Moves a connection, with a line about it, and returns whether it is the other process's now.
+    pub(crate) fn send(&self, connection: BorrowedFd<'_>, line: &str) -> bool {
+        let Some(end) = self.end.upgrade() else { return false };
+        let number = connection.as_raw_fd();
+        let (answer, answered) = mpsc::sync_channel(1);
+        let is_full = |on_their_way: &mut Option<HashMap<_, _>>| {
+            on_their_way.as_ref().is_some_and(|connections| connections.len() >= MOST_ON_THEIR_WAY)
+        };
+        let waited = end.room.wait_timeout_while(end.on_their_way(), ANSWER_TIMEOUT, is_full);
+        let (mut on_their_way, wait) = waited.unwrap_or_else(PoisonError::into_inner);
+        match &mut *on_their_way {
+            Some(connections) if !wait.timed_out() => connections.insert(number, answer),
+            _ => return false,
+        };
+        drop(on_their_way);
+        if end.say(&format!("move {number} {line}"), &[number]).is_err() {
+            end.answer(number, false);
+        }
+        let answer = answered.recv_timeout(ANSWER_TIMEOUT).or_else(|error| match error {
+            RecvTimeoutError::Timeout => {
+                end.shut(Shutdown::Read);
+                answered.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            }
+            RecvTimeoutError::Disconnected => Err(error),
+        });
+        answer.unwrap_or(false)
+    }
+
+    /// Says what has been counted here and is not known to the other process.
+    pub(crate) fn report(&self, total: Counts) {
+        let Some(end) = self.end.upgrade() else { return };
+        let mut known = end.known();
+        // If it cannot be said, the other process has ended.
+        let _ = end.say(&format!("counted {}", total - *known), &[]);
+        *known = total;
+    }
+
+    /// Ends the moving. What has come until now is dealt with. Returns how many connections the other process
+    /// has taken.
+    pub(crate) fn finish(&self) -> u64 {
+        self.end.upgrade().iter().for_each(|end| end.shut(Shutdown::Both));
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        thread.and_then(|thread| thread.join().ok()).unwrap_or(0)
+    }
+}
+
+impl Drop for Mover {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+#[derive(Debug)]
+struct End {
+    socket: OwnedFd,
+    /// The connections that have been sent and not been acknowledged, and where the answer goes. `None` when
+    /// no more are sent.
+    on_their_way: Mutex<Option<HashMap<RawFd, SyncSender<bool>>>>,
+    room: Condvar,
+    /// What the other process has been told, or has told itself.
+    known: Mutex<Counts>,
+}
+
+enum Message {
+    Move(RawFd, String, Option<OwnedFd>),
+    Answer(RawFd, bool),
+    Kept,
+    Counted(Counts),
+    /// What is no message of this protocol.
+    Other,
+    /// There will not be another one.
+    End,
+}
+
+impl End {
+    /// Returns how many connections the other process has taken.
+    fn receive_all(&self, host: &impl Host) -> u64 {
+        let (mut unacknowledged, mut count) = (Vec::new(), 0);
+        loop {
+            match self.hear() {
+                Message::Move(number, line, socket) => {
+                    let received = socket.and_then(|socket| host.receive(socket, &line));
+                    let word = if received.is_some() { "took" } else { "refused" };
+                    match (self.say(&format!("{word} {number}"), &[]), received) {
+                        (Ok(()), Some(serve)) => serve(),
+                        (_, received) => unacknowledged.extend(received),
+                    }
+                }
+                Message::Answer(number, taken) => count += u64::from(self.answer(number, taken) && taken),
+                Message::Counted(counts) => {
+                    *self.known() += counts;
+                    host.count(counts);
+                }
+                Message::Other => {}
+                Message::Kept => break,
+                Message::End => {
+                    unacknowledged.into_iter().for_each(|serve| serve());
+                    break;
+                }
+            }
+        }
+        self.keep();
+        count
+    }
+
+    /// No answer will come any more. What has not been acknowledged stays here.
+    fn keep(&self) {
+        let said = self.say("kept", &[]);
+        self.shut(Shutdown::Both);
+        let rest = self.on_their_way().take();
+        // If the other process may not have heard it: to lose connections is better than to have two processes
+        // read from them.
+        let are_lost = !matches!(said, Ok(()) | Err(Errno::EPIPE));
+        for answer in rest.into_iter().flatten().map(|(_, answer)| answer) {
+            let _ = answer.send(are_lost);
+        }
+        self.room.notify_all();
+    }
+
+    /// Whether there was something to answer.
+    fn answer(&self, number: RawFd, taken: bool) -> bool {
+        let answer = self.on_their_way().as_mut().and_then(|connections| connections.remove(&number));
+        self.room.notify_one();
+        answer.is_some_and(|answer| answer.send(taken).is_ok())
+    }
+
+    fn on_their_way(&self) -> MutexGuard<'_, Option<HashMap<RawFd, SyncSender<bool>>>> {
+        self.on_their_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Counts> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a message, without ever waiting.
+    fn say(&self, message: &str, numbers: &[RawFd]) -> nix::Result<()> {
+        let rights = [ControlMessage::ScmRights(numbers)];
+        let rights = if numbers.is_empty() { &[] } else { &rights[..] };
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        let bytes = [IoSlice::new(message.as_bytes())];
+        loop {
+            match sendmsg::<()>(self.socket.as_raw_fd(), &bytes, rights, flags, None) {
+                Err(Errno::EINTR) => {}
+                sent => return sent.map(drop),
+            }
+        }
+    }
+
+    /// Waits for the next message.
+    fn hear(&self) -> Message {
+        let mut buffer = [0; LONGEST_MESSAGE];
+        let mut space = cmsg_space!(RawFd);
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let message = loop {
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            match recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+                Err(Errno::EINTR) => {}
+                Err(_) => return Message::End,
+                Ok(message) => break message,
+            }
+        };
+        // It is missing if this process has too many open files.
+        let socket = message.cmsgs().into_iter().flatten().find_map(|control| match control {
+            ControlMessageOwned::ScmRights(numbers) => descriptors::received(numbers).last(),
+            _ => None,
+        });
+        let count = message.bytes;
+        let text = String::from_utf8_lossy(&buffer[..count]);
+        if let Some(counts) = text.strip_prefix("counted ") {
+            return Message::Counted(Counts::from_words(counts));
+        }
+        let mut words = text.splitn(3, ' ');
+        let (word, number) = (words.next(), words.next().map(str::parse));
+        match (word, number, words.next()) {
+            (Some("move"), Some(Ok(number)), Some(line)) => Message::Move(number, line.to_owned(), socket),
+            (Some("took"), Some(Ok(number)), None) => Message::Answer(number, true),
+            (Some("refused"), Some(Ok(number)), None) => Message::Answer(number, false),
+            (Some("kept"), None, None) => Message::Kept,
+            (Some(""), None, None) => Message::End,
+            _ => Message::Other,
+        }
+    }
+
+    fn shut(&self, how: Shutdown) {
+        let _ = shutdown(self.socket.as_raw_fd(), how);
+    }
+}

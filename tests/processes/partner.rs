@@ -1,0 +1,146 @@
+//! A test in the place of one of the two processes of a handover, on the other end of the real one's sockets.
+//! It needs no more than what the documentation of the protocol says.
+
+use std::fs;
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recvmsg,
+    sendmsg, shutdown, socketpair,
+};
+
+use crate::server::{BINARY, Directory, Server};
+
+const GREETING: &[u8] = b"handover 1\n";
+
+/// One end of the socket through which connections are moved.
+pub struct Moving(OwnedFd);
+
+impl Moving {
+    /// Sends a message.
+    pub fn say(&self, message: &str, connection: Option<&dyn AsRawFd>) -> nix::Result<()> {
+        send(
+            &self.0,
+            message.as_bytes(),
+            &connection.map(|connection| connection.as_raw_fd()).into_iter().collect::<Vec<_>>(),
+        )
+    }
+
+    /// The next message, which is empty at the end.
+    pub fn hear(&self) -> (String, Option<OwnedFd>) {
+        let mut buffer = [0; 8192];
+        let (count, mut descriptors) = receive(&self.0, &mut buffer);
+        (String::from_utf8(buffer[..count].to_vec()).unwrap(), descriptors.pop())
+    }
+
+    /// Takes no more messages.
+    pub fn close_for_messages(&self) {
+        shutdown(self.0.as_raw_fd(), Shutdown::Read).unwrap();
+    }
+}
+
+fn send(socket: &impl AsRawFd, bytes: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
+    let rights = [ControlMessage::ScmRights(descriptors)];
+    let rights = if descriptors.is_empty() { &[] } else { &rights[..] };
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::MSG_NOSIGNAL, None).map(drop)
+}
+
+#[allow(unsafe_code)]
+fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> (usize, Vec<OwnedFd>) {
+    let mut space = cmsg_space!([RawFd; 16]);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let message = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(Errno::EINTR) => {}
+            message => break message.unwrap(),
+        }
+    };
+    let mut descriptors = Vec::new();
+    for control in message.cmsgs().unwrap() {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            // SAFETY: recvmsg(2) has just opened them for this process.
+            descriptors.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
+        }
+    }
+    (message.bytes, descriptors)
+}
+
+/// The successor of a real process.
+pub struct Successor {
+    link: BufReader<UnixStream>,
+    pub moving: Moving,
+    /// While it is open, the predecessor could be asked again.
+    _sockets: Vec<OwnedFd>,
+}
+
+impl Successor {
+    /// Takes over through the control socket, and says that it serves.
+    pub fn take_over(control: &Path) -> Successor {
+        let mut link = UnixStream::connect(control).unwrap();
+        link.write_all(b"takeover\n").unwrap();
+        let mut greeting = [0; GREETING.len()];
+        let (count, mut sockets) = receive(&link, &mut greeting);
+        assert_eq!(&greeting[..count], GREETING);
+        let moving = Moving(sockets.pop().unwrap());
+        link.write_all(b"ready\n").unwrap();
+        let mut link = BufReader::new(link);
+        let mut go = String::new();
+        link.read_line(&mut go).unwrap();
+        assert_eq!(go, "go 2\n");
+        link.get_mut().write_all(b"serving\n").unwrap();
+        assert!(moving.hear().0.starts_with("counted "));
+        Successor { link, moving, _sockets: sockets }
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        // Its place will not have to be taken.
+        let _ = self.link.get_mut().write_all(b"stopping\n");
+    }
+}
+
+/// The predecessor of a real process, which has taken over from it and has been told to go.
+pub struct Predecessor {
+    pub server: Server,
+    pub moving: Moving,
+    pub link: UnixStream,
+}
+
+impl Predecessor {
+    pub fn start() -> Predecessor {
+        let directory = Directory::new();
+        let control = UnixListener::bind(directory.join("control")).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut command = Command::new(BINARY);
+        command.env("RUST_LOG", "debug").args(["--listen", &address, "--takeover", "--control"]);
+        command.arg(directory.join("control"));
+        let hand_over = std::thread::spawn(move || {
+            let (mut link, _) = control.accept().unwrap();
+            let mut line = [0; "takeover\n".len()];
+            link.read_exact(&mut line).unwrap();
+            let (ours, theirs) =
+                socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+            send(&link, GREETING, &[listener.as_raw_fd(), theirs.as_raw_fd()]).unwrap();
+            let mut ready = [0; "ready\n".len()];
+            link.read_exact(&mut ready).unwrap();
+            assert_eq!(&ready, b"ready\n");
+            link.write_all(b"go 2\n").unwrap();
+            let mut serving = [0; "serving\n".len()];
+            link.read_exact(&mut serving).unwrap();
+            (link, Moving(ours))
+        });
+        let server = Server::start_command(command, directory);
+        let (link, moving) = hand_over.join().unwrap();
+        let _ = fs::remove_file(server.directory.join("control"));
+        Predecessor { server, moving, link }
+    }
+}
