@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::iter;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -62,10 +62,15 @@ pub(super) struct Arrivals {
     pub(super) entrance: Arc<Entrance>,
     /// A drain is not complete before the other process has ended.
     pub(super) are_expected: bool,
+    pub(super) count: AtomicUsize,
 }
 
 impl Drop for Arrivals {
     fn drop(&mut self) {
+        let count = *self.count.get_mut();
+        if count > 0 {
+            log::info!("{count} connections have been moved here");
+        }
         if self.are_expected {
             self.entrance.registry.expects_arrivals.store(false, Ordering::SeqCst);
             self.entrance.registry.report_if_empty();
@@ -82,6 +87,7 @@ impl Host for Arrivals {
         let connection = Connection::from_line(socket, line, Arc::clone(registry))?;
         log::debug!("{}: moved here", connection.peer());
         registry.count(Counts { moved: 1, ..Counts::default() });
+        self.count.fetch_add(1, Ordering::Relaxed);
         Some(self.entrance.enter(worker, connection))
     }
 

@@ -73,7 +73,7 @@ impl Server {
     /// not complete before that process has ended.
     pub(crate) fn arrivals(&self, are_expected: bool) -> impl Host {
         self.registry.expects_arrivals.fetch_or(are_expected, Ordering::SeqCst);
-        Arrivals { entrance: Arc::clone(&self.entrance), are_expected }
+        Arrivals { entrance: Arc::clone(&self.entrance), are_expected, count: 0.into() }
     }
 
     /// A drain waits for no other process.

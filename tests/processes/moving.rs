@@ -76,6 +76,7 @@ fn every_connection_is_moved_and_the_predecessor_ends() {
             let old = server.serving();
             let successor = server.hand_over();
             server.expect(&format!("{old} INFO  moved 60 connections"));
+            server.expect(&format!("{successor} INFO  60 connections have been moved here"));
             if !(stays && old == server.first()) {
                 expect_dead(old);
             }
@@ -352,6 +353,9 @@ fn the_predecessor_leaves_a_connection_alone_once_it_has_been_acknowledged() {
         assert!(message.contains(" used ") && message.ends_with(&format!(" {}", server.address)));
         moving.say(&format!("took {}", number(&message)), None).unwrap();
         let mut connection = TcpStream::from(connection.unwrap());
+        assert!(connection.nodelay().unwrap());
+        let timeout = connection.read_timeout().unwrap();
+        assert!(timeout.is_some_and(|timeout| timeout < Duration::from_secs(1)), "{timeout:?}");
         client.send("question").unwrap();
         connection.read_exact(&mut [0; 8]).unwrap();
         connection.write_all(b"answer").unwrap();
