@@ -15,20 +15,21 @@
 //! receiving side of its socket, so that an acknowledgement either has been sent or cannot be. A receiver that
 //! finds it shut looks at what comes next: `kept`, or the end, if the sender has died and reads no more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, getsockopt,
-    recvmsg, sendmsg, shutdown, socketpair, sockopt,
+    recvmsg, sendmsg, setsockopt, shutdown, socketpair, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::descriptors;
 use crate::counts::Counts;
@@ -77,39 +78,27 @@ pub(crate) struct Mover {
 impl Mover {
     /// Passes what comes to the host, on a thread of its own.
     pub(crate) fn start(socket: OwnedFd, host: impl Host) -> io::Result<Mover> {
-        let on_their_way = Mutex::new(Some(HashMap::new()));
-        let end = Arc::new(End { socket, on_their_way, room: Condvar::new(), known: Mutex::default() });
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(1))?;
+        let (waiting, sent, progress) = (VecDeque::new(), HashMap::new(), Instant::now());
+        let offers = Mutex::new(Some(Offers { waiting, sent, progress }));
+        let end = Arc::new(End { socket, offers, known: Mutex::default() });
         let (weak, thread) = (Arc::downgrade(&end), thread::Builder::new().name("moving".to_owned()));
         let thread = thread.spawn(move || end.receive_all(&host))?;
         Ok(Mover { end: weak, thread: Mutex::new(Some(thread)) })
     }
 
     /// Moves a connection, with a line about it, and returns whether it is the other process's now.
-    pub(crate) fn send(&self, connection: BorrowedFd<'_>, line: &str) -> bool {
+    pub(crate) fn send(&self, connection: BorrowedFd<'_>, line: String) -> bool {
         let Some(end) = self.end.upgrade() else { return false };
-        let number = connection.as_raw_fd();
         let (answer, answered) = mpsc::sync_channel(1);
-        let is_full = |on_their_way: &mut Option<HashMap<_, _>>| {
-            on_their_way.as_ref().is_some_and(|connections| connections.len() >= MOST_ON_THEIR_WAY)
-        };
-        let waited = end.room.wait_timeout_while(end.on_their_way(), ANSWER_TIMEOUT, is_full);
-        let (mut on_their_way, wait) = waited.unwrap_or_else(PoisonError::into_inner);
-        match &mut *on_their_way {
-            Some(connections) if !wait.timed_out() => connections.insert(number, answer),
-            _ => return false,
-        };
-        drop(on_their_way);
-        if end.say(&format!("move {number} {line}"), &[number]).is_err() {
-            end.answer(number, false);
-        }
-        let answer = answered.recv_timeout(ANSWER_TIMEOUT).or_else(|error| match error {
-            RecvTimeoutError::Timeout => {
-                end.shut(Shutdown::Read);
-                answered.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        match &mut *end.offers() {
+            Some(offers) => {
+                offers.waiting.push_back(Offer { number: connection.as_raw_fd(), line, answer });
+                end.send_next(offers);
             }
-            RecvTimeoutError::Disconnected => Err(error),
-        });
-        answer.unwrap_or(false)
+            None => return false,
+        }
+        answered.recv().unwrap_or(false)
     }
 
     /// Says what has been counted here and is not known to the other process.
@@ -139,12 +128,28 @@ impl Drop for Mover {
 #[derive(Debug)]
 struct End {
     socket: OwnedFd,
-    /// The connections that have been sent and not been acknowledged, and where the answer goes. `None` when
-    /// no more are sent.
-    on_their_way: Mutex<Option<HashMap<RawFd, SyncSender<bool>>>>,
-    room: Condvar,
+    /// `None` when no more are sent.
+    offers: Mutex<Option<Offers>>,
     /// What the other process has been told, or has told itself.
     known: Mutex<Counts>,
+}
+
+/// The connections that are to be moved.
+#[derive(Debug)]
+struct Offers {
+    waiting: VecDeque<Offer>,
+    /// Those on their way, to be acknowledged.
+    sent: HashMap<RawFd, SyncSender<bool>>,
+    /// When the last one was acknowledged, or sent if none was on its way.
+    progress: Instant,
+}
+
+/// A connection that its thread is not to use before the answer has come.
+#[derive(Debug)]
+struct Offer {
+    number: RawFd,
+    line: String,
+    answer: SyncSender<bool>,
 }
 
 enum Message {
@@ -193,25 +198,50 @@ impl End {
     fn keep(&self) {
         let said = self.say("kept", &[]);
         self.shut(Shutdown::Both);
-        let rest = self.on_their_way().take();
+        let offers = self.offers().take();
         // If the other process may not have heard it: to lose connections is better than to have two processes
         // read from them.
         let are_lost = !matches!(said, Ok(()) | Err(Errno::EPIPE));
-        for answer in rest.into_iter().flatten().map(|(_, answer)| answer) {
+        for answer in offers.into_iter().flat_map(|offers| offers.sent.into_values()) {
             let _ = answer.send(are_lost);
         }
-        self.room.notify_all();
+    }
+
+    /// Sends what may be sent now.
+    fn send_next(&self, offers: &mut Offers) {
+        while offers.sent.len() < MOST_ON_THEIR_WAY
+            && let Some(Offer { number, line, answer }) = offers.waiting.pop_front()
+        {
+            if offers.sent.is_empty() {
+                offers.progress = Instant::now();
+            }
+            if self.say(&format!("move {number} {line}"), &[number]).is_ok() {
+                offers.sent.insert(number, answer);
+            } else {
+                let _ = answer.send(false);
+            }
+        }
+    }
+
+    /// Whether the other process takes too long.
+    fn is_overdue(&self) -> bool {
+        let is_late =
+            |offers: &Offers| !offers.sent.is_empty() && offers.progress.elapsed() >= ANSWER_TIMEOUT;
+        self.offers().as_ref().is_some_and(is_late)
     }
 
     /// Whether there was something to answer.
     fn answer(&self, number: RawFd, taken: bool) -> bool {
-        let answer = self.on_their_way().as_mut().and_then(|connections| connections.remove(&number));
-        self.room.notify_one();
+        let mut offers = self.offers();
+        let Some(offers) = &mut *offers else { return false };
+        let answer = offers.sent.remove(&number);
+        offers.progress = Instant::now();
+        self.send_next(offers);
         answer.is_some_and(|answer| answer.send(taken).is_ok())
     }
 
-    fn on_their_way(&self) -> MutexGuard<'_, Option<HashMap<RawFd, SyncSender<bool>>>> {
-        self.on_their_way.lock().unwrap_or_else(PoisonError::into_inner)
+    fn offers(&self) -> MutexGuard<'_, Option<Offers>> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> MutexGuard<'_, Counts> {
@@ -232,15 +262,19 @@ impl End {
         }
     }
 
-    /// Waits for the next message.
+    /// Waits for the next message, and looks at the time every second.
     fn hear(&self) -> Message {
         let mut buffer = [0; LONGEST_MESSAGE];
         let mut space = cmsg_space!(RawFd);
         let mut slices = [IoSliceMut::new(&mut buffer)];
         let message = loop {
+            if self.is_overdue() {
+                // What has been sent by now still comes, and then the end.
+                self.shut(Shutdown::Read);
+            }
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             match recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut space), flags) {
-                Err(Errno::EINTR) => {}
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
                 Err(_) => return Message::End,
                 Ok(message) => break message,
             }

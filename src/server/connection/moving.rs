@@ -18,7 +18,7 @@ impl Connection {
         let Activity::Waiting { used, .. } = *activity else { return false };
         *activity = Activity::Moving;
         drop(activity);
-        let moved = mover.send(self.socket.as_fd(), &self.line(used, since));
+        let moved = mover.send(self.socket.as_fd(), self.line(used, since));
         if moved {
             log::debug!("{}: moved to another process", self.peer);
         } else {
