@@ -42,7 +42,8 @@ impl Process {
     }
 
     pub(super) fn finish(&mut self, deadline: Instant) -> Phase {
-        while self.server.open() > 0 {
+        self.server.expect_no_arrivals();
+        while !self.server.is_empty() {
             match self.next(Doing::Stopping, Some(deadline), None) {
                 Event::Asked(by, Action::Stop) => {
                     self.keeper.pass_on(&by, Action::Stop, None);

@@ -14,8 +14,8 @@ use nix::sys::signal::Signal;
 use crate::client::{Client, Reply};
 use crate::partner::{Moving, Predecessor, Successor};
 use crate::server::{
-    BINARY, Directory, Server, exited, expect_dead, freeze, install_script, number_after, signal_process,
-    thaw, wait_for_end, wait_until,
+    BINARY, Directory, Server, exited, expect_at_rest, expect_dead, freeze, install_script, number_after,
+    signal_process, thaw, wait_for_end, wait_until,
 };
 use crate::strace::{Tampering, Threads};
 
@@ -610,4 +610,22 @@ fn what_the_successor_has_no_memory_or_threads_for_is_answered_by_the_predecesso
         expect_dead(old);
         server.set_serving(new);
     }
+}
+
+#[test]
+fn a_process_that_is_stopped_does_not_wait_for_the_connections_of_its_predecessor() {
+    let server = Server::start_for_load(&[]);
+    let held = server.hold();
+    let successor = server.hand_over();
+    let held_too = server.hold();
+    signal_process(successor, Signal::SIGTERM);
+    server.expect("SIGTERM: stopping");
+    server.expect("says: stopping");
+    expect_at_rest(successor);
+    held_too.finish();
+    expect_dead(successor);
+    assert_eq!(server.processes(), [server.first()]);
+    held.finish();
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+    assert!(!server.log().contains("deadline"), "{}", server.log());
 }
