@@ -62,26 +62,45 @@
 //! - `operations`, the operator's and the supervisor's side: requests come as signals and on the control
 //!   socket, `places.rs` and `systemd.rs` show which process serves, `keeper.rs` stays for a supervisor.
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("handover runs on Linux only: nothing else has abstract sockets, eventfd(2) and /proc/self");
+
+#[cfg(target_os = "linux")]
 mod counts;
+#[cfg(target_os = "linux")]
 mod deadline;
+#[cfg(target_os = "linux")]
 mod error;
+#[cfg(target_os = "linux")]
 mod events;
+#[cfg(target_os = "linux")]
 mod handover;
+#[cfg(target_os = "linux")]
 mod http;
+#[cfg(target_os = "linux")]
 mod operations;
+#[cfg(target_os = "linux")]
 mod options;
+#[cfg(target_os = "linux")]
 mod outcome;
+#[cfg(target_os = "linux")]
 mod process;
+#[cfg(target_os = "linux")]
 mod serve;
+#[cfg(target_os = "linux")]
 mod server;
+#[cfg(target_os = "linux")]
 mod unix_file;
 
 pub use tiny_http::{HTTPVersion, Header, HeaderField, Method, Response, ResponseBox, StatusCode};
 
-pub use crate::error::Error;
-pub use crate::http::{Handler, Request};
-pub use crate::operations::control::ask;
-pub use crate::options::{Limits, Options};
-pub use crate::outcome::Outcome;
-pub use crate::serve::serve;
-pub use crate::server::address::Address;
+#[cfg(target_os = "linux")]
+pub use crate::{
+    error::Error,
+    http::{Handler, Request},
+    operations::control::ask,
+    options::{Limits, Options},
+    outcome::Outcome,
+    serve::serve,
+    server::address::Address,
+};

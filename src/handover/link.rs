@@ -55,7 +55,9 @@ impl Word {
             ("serving", _) => Word::Serving,
             ("handed over", _) => Word::HandedOver,
             ("stopping", _) => Word::Stopping,
-            (_, ("go", number)) if let Ok(generation) = number.parse() => Word::Go { generation },
+            (_, ("go", number)) => {
+                number.parse().map_or(Word::Other(line.to_owned()), |generation| Word::Go { generation })
+            }
             (_, ("no", reason)) => Word::No(reason.to_owned()),
             (_, ("failed", reason)) => Word::Failed(reason.to_owned()),
             _ => Word::Other(line.to_owned()),

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -229,7 +229,7 @@ fn starts() {
     println!("| tiny_http, receivers: 4 | {} |", Figure(theirs).spread());
 }
 
-fn sizes(descriptors: u64) {
+fn sizes(descriptors: rlim_t) {
     println!("\n| size | |\n|---|---|");
     let binary = fs::metadata(env!("CARGO_BIN_EXE_handover")).unwrap().len();
     println!("| stripped binary | {} KiB |", binary / 1024);
@@ -245,7 +245,7 @@ fn sizes(descriptors: u64) {
     );
     let mut open = Vec::new();
     for count in [1000, 10_000] {
-        if count as u64 + 100 > descriptors {
+        if count as rlim_t + 100 > descriptors {
             println!("| {count} idle connections | more than the descriptors that may be had here |");
             continue;
         }

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
 use crate::load::{Kind, Load};
 use crate::server::{
-    BINARY, Directory, Server, exited, install, install_script, number_after, signal_process, wait_for_end,
-    wait_until,
+    BINARY, Directory, Server, errno_text, exited, install, install_script, number_after, signal_process,
+    wait_for_end, wait_until,
 };
 
 /// A server with a control socket, whose program is a file that can be replaced.
@@ -192,8 +193,9 @@ fn a_live_socket_is_not_replaced_by_accident() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     let expected = format!(
-        "handover: cannot listen for requests on {}: Address already in use (os error 98)\n",
-        control.display()
+        "handover: cannot listen for requests on {}: {}\n",
+        control.display(),
+        errno_text(Errno::EADDRINUSE)
     );
     assert!(text.ends_with(&expected), "{text}");
     assert!(ask(&control, "status").0.starts_with(&format!("pid={} ", server.first())));

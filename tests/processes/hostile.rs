@@ -11,12 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
 use crate::load::{Kind, Load};
-use crate::server::{BINARY, Directory, Server, exited, install, signal_process, wait_for_end, wait_until};
+use crate::server::{
+    BINARY, Directory, Server, errno_text, exited, install, signal_process, wait_for_end, wait_until,
+};
 
 /// The tests themselves need a descriptor for each client.
 fn raise_descriptor_limit() {
@@ -252,7 +255,7 @@ fn a_lack_of_descriptors_passes() {
     let descriptors = |pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     let before = descriptors(server.first());
     let clients: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(server.address).unwrap()).collect();
-    server.expect("Too many open files");
+    server.expect(&errno_text(Errno::EMFILE));
     // Silent connections make room for others.
     assert_eq!(server.hello(), server.first());
 
@@ -289,7 +292,7 @@ fn requests_in_flight_at_the_descriptor_limit_are_answered() {
     raise_descriptor_limit();
     let server = start_limited("ulimit -n 64", &[]);
     let mut clients: Vec<Client> = (0..200).map(|_| begin(&server)).collect();
-    server.expect("Too many open files");
+    server.expect(&errno_text(Errno::EMFILE));
     // Only some have been accepted; each that is answered makes room for another.
     for client in &mut clients {
         finish(client);

@@ -207,7 +207,7 @@ fn the_oldest_and_a_ready_candidate_agree_which_of_them_serves() {
 #[test]
 fn a_candidate_that_reads_go_after_the_oldest_has_taken_back_leaves() {
     let line = Line::draining(Directory::new(), &["--drain-timeout", "1h", "--ready-timeout", "1m"]);
-    let Some(command) = tampered("?recvfrom,?recvmsg", "delay_exit=1500000") else { return };
+    let Some(command) = tampered("?recv,?recvfrom,?recvmsg", "delay_exit=1500000") else { return };
     install_script(&line.server.program(), &format!("exec {command} \"$@\""));
     line.server.signal(Signal::SIGUSR2);
     let candidate = number_after(&line.server.expect("started successor "), "successor ");

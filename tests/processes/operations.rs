@@ -1,21 +1,25 @@
 //! Everyday operations: configuration, overlap, several sockets, Unix sockets, what is serving.
 
 use std::io::{self, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{self, TryRecvError};
+use std::time::Duration;
 use std::{fs, thread};
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::client::{self, Client, Target};
 use crate::load::{Kind, Load};
-use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end};
+use crate::server::{
+    BINARY, Directory, Server, errno_text, exited, freeze, signal_process, thaw, wait_for_end,
+};
 
 /// Starts the command with a configuration file of this content.
 fn start_with_config(content: &str, arguments: &[&str]) -> Server {
@@ -386,6 +390,19 @@ fn an_ipv6_wildcard_serves_ipv4_too() {
     }
 }
 
+/// More than the 128 that the standard library, and a C library's SOMAXCONN, would let wait.
+#[test]
+fn a_burst_of_connections_waits_in_the_queue() {
+    let most = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+    let server = Server::start(&[]);
+    freeze(server.first());
+    let connect = |_| TcpStream::connect_timeout(&server.address, Duration::from_secs(10)).unwrap();
+    let waiting: Vec<TcpStream> = (0..400.min(most)).map(connect).collect();
+    thaw(server.first());
+    server.get("/");
+    drop(waiting);
+}
+
 #[test]
 fn the_number_of_sockets_must_match() {
     let one = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -473,7 +490,7 @@ fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
     };
     let (status, text) = start(&path);
     assert_eq!(status, Some(1));
-    assert!(text.ends_with(": Address already in use (os error 98)\n"), "{text}");
+    assert!(text.ends_with(&format!(": {}\n", errno_text(Errno::EADDRINUSE))), "{text}");
     assert_eq!(client::get(path, "/").unwrap().status, 200);
 
     // What is no socket is nobody's to replace.

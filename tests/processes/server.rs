@@ -14,6 +14,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -321,12 +322,13 @@ impl Server {
 
     /// Waits until no connection counts as in use: as long as it does, its thread runs or is in recv(2).
     pub fn expect_idle(&self) {
+        // On i386 it is a socketcall(2).
+        const RECV: libc::c_long = if cfg!(target_arch = "x86") { 102 } else { libc::SYS_recvfrom };
         let tasks = format!("/proc/{}/task", self.serving());
         let is_in_use = |task: &Path| {
             let read = |name| fs::read_to_string(task.join(name)).unwrap_or_default();
             let call = read("syscall");
-            read("comm") == "connection\n"
-                && (call == "running\n" || call.starts_with(&format!("{} ", libc::SYS_recvfrom)))
+            read("comm") == "connection\n" && (call == "running\n" || call.starts_with(&format!("{RECV} ")))
         };
         let in_use =
             || fs::read_dir(&tasks).unwrap().flatten().filter(|task| is_in_use(&task.path())).count();
@@ -521,6 +523,11 @@ pub fn install_script(program: &Path, script: &str) {
 fn in_place(command: &str, program: &Path, argument: &str) {
     let status = Command::new("sh").args(["-c", command, "sh"]).arg(program).arg(argument).status();
     assert!(status.unwrap().success());
+}
+
+/// What the C library says of an error.
+pub fn errno_text(errno: Errno) -> String {
+    io::Error::from(errno).to_string()
 }
 
 /// Sends a signal to a process that must be there.

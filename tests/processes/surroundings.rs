@@ -7,11 +7,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use crate::client;
 use crate::server::{
-    BINARY, Directory, Server, exited, install, install_script, number_after, signal_process, wait_for_end,
+    BINARY, Directory, Server, errno_text, exited, install, install_script, number_after, signal_process,
+    wait_for_end,
 };
 
 fn run(arguments: &[&str]) -> Output {
@@ -73,7 +75,7 @@ fn an_address_in_use_ends_with_one_line_and_status_1() {
     let address = taken.local_addr().unwrap().to_string();
     let line = one_line(&run(&["--listen", &address]), 1);
     assert!(
-        line.starts_with(&format!("handover: cannot listen on {address}: Address already in use")),
+        line.starts_with(&format!("handover: cannot listen on {address}: {}", errno_text(Errno::EADDRINUSE))),
         "{line}"
     );
 }
