@@ -230,8 +230,7 @@ impl Candidate {
         if self.given_up.is_some() {
             return;
         }
-        let timeout = humantime::format_duration(self.timeout);
-        let reason = reason.unwrap_or_else(|| format!("was not ready within {timeout}"));
+        let reason = reason.unwrap_or_else(|| format!("was not ready within {:?}", self.timeout));
         match &self.process.child {
             Some(child) => child.kill(),
             None => drop(self.process.link.say(&Word::No(reason.clone()))),
