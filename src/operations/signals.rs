@@ -1,9 +1,13 @@
 //! Signals become events: one thread waits for them, so that no other code has to know about them.
 
 use std::io;
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
+use signal_hook::flag;
 use signal_hook::iterator::{Handle, Signals as Incoming};
 
 use super::requester::Action;
@@ -28,11 +32,18 @@ const HANDLED: [(Signal, Meaning); 7] = [
     (Signal::SIGCHLD, Meaning::Child),
 ];
 
-/// The thread that waits for signals; dropping this ends it.
-pub(crate) struct Signals {
-    handle: Handle,
-    thread: Option<JoinHandle<()>>,
-}
+/// How long signals are still ignored at the end: a stop often comes twice, from a supervisor and from a
+/// process that stays, and the second one must not kill a process that is about to exit.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Whether the handlers do what would be done without them, because nothing waits for signals any more.
+static ARE_DEFAULT: AtomicBool = AtomicBool::new(false);
+
+/// How often signals have been waited for.
+static COUNT: Mutex<u32> = Mutex::new(0);
+
+/// Signals are waited for, until this is dropped. Soon after that they have their old meaning again.
+pub(crate) struct Signals(Handle);
 
 impl Signals {
     /// Installs the handlers, lets in what has been held back (see [`handled`]), and from then on calls
@@ -40,30 +51,47 @@ impl Signals {
     ///
     /// A SIGHUP that is ignored now stays ignored: that is how nohup(1) asks to survive the terminal.
     pub(crate) fn listen(report: impl Fn(Signal, Meaning) + Send + 'static) -> io::Result<Signals> {
-        let hangup_ignored = is_ignored(Signal::SIGHUP);
-        let wanted = HANDLED.iter().filter(|(signal, _)| !(hangup_ignored && *signal == Signal::SIGHUP));
-        let mut incoming = Incoming::new(wanted.map(|(signal, _)| *signal as i32))?;
+        let this = count(|count| {
+            *count += 1;
+            ARE_DEFAULT.store(false, Ordering::SeqCst);
+            *count
+        });
+        let hangup_ignored = is_among("SigIgn:", Signal::SIGHUP);
+        let wanted = HANDLED.iter().map(|(signal, _)| *signal);
+        let wanted = wanted.filter(|signal| !(hangup_ignored && *signal == Signal::SIGHUP));
+        // One that the embedding program handles, too, is its own again at the end.
+        for signal in wanted.clone().filter(|signal| !is_among("SigCgt:", *signal)) {
+            flag::register_conditional_default(signal as i32, &ARE_DEFAULT)?;
+        }
+        let mut incoming = Incoming::new(wanted.map(|signal| signal as i32))?;
         let handle = incoming.handle();
-        let thread = thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        thread::Builder::new().name("signals".to_owned()).spawn(move || {
             for number in incoming.forever() {
                 if let Some(&(signal, meaning)) = HANDLED.iter().find(|(signal, _)| *signal as i32 == number)
                 {
                     report(signal, meaning);
                 }
             }
+            thread::sleep(GRACE);
+            count(|count| {
+                if *count == this {
+                    ARE_DEFAULT.store(true, Ordering::SeqCst);
+                }
+            });
         })?;
         handled().thread_unblock()?;
-        Ok(Signals { handle, thread: Some(thread) })
+        Ok(Signals(handle))
     }
 }
 
 impl Drop for Signals {
     fn drop(&mut self) {
-        self.handle.close();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.0.close();
     }
+}
+
+fn count<T>(change: impl FnOnce(&mut u32) -> T) -> T {
+    change(&mut COUNT.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// The signals that are handled: held back in a successor until its handlers are in place, because the mask
@@ -72,13 +100,13 @@ pub(crate) fn handled() -> SigSet {
     HANDLED.iter().map(|(signal, _)| *signal).collect()
 }
 
-/// Whether this process has inherited the decision to ignore `signal`, read from proc(5), because
-/// sigaction(2) cannot be asked without `unsafe`. Without /proc nothing counts as ignored.
-fn is_ignored(signal: Signal) -> bool {
+/// Whether a signal is among those that this process ignores, `SigIgn:`, or catches, `SigCgt:`, read from
+/// proc(5), because sigaction(2) cannot be asked without `unsafe`. Without /proc none is.
+fn is_among(set: &str, signal: Signal) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status
         .lines()
-        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .find_map(|line| line.strip_prefix(set))
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .is_some_and(|mask| mask & (1 << (signal as u32 - 1)) != 0)
 }

@@ -2,6 +2,7 @@
 //! its descriptors and its exit status are looked at.
 
 mod client;
+mod command;
 mod control;
 mod decision;
 mod drain;
