@@ -2,18 +2,21 @@
 //!
 //! Ratios within a run mean something, single figures do not: the load shares the machine with the server.
 
+mod guard;
 mod load;
 mod servers;
 
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use std::{env, fs, process, thread};
+use std::{env, fs, thread};
 
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::guard::Guard;
 use crate::load::Measured;
 use crate::servers::{Server, memory, threads};
 
@@ -22,20 +25,25 @@ const DURATION: Duration = Duration::from_millis(1200);
 
 fn main() {
     let arguments: Vec<String> = env::args().collect();
+    if let [_, flag, directory] = &arguments[..]
+        && flag == "--guard"
+    {
+        return guard::watch(directory.as_ref());
+    }
     if let [_, flag, address, receivers] = &arguments[..]
         && flag == "--tiny-http"
     {
         return servers::serve_tiny_http(address, receivers.parse().unwrap());
     }
+    // With cargo, too.
+    set_pdeathsig(Signal::SIGKILL).unwrap();
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    let directory = env::temp_dir().join(format!("handover-comparison-{}", process::id()));
-    fs::create_dir(&directory).unwrap();
-    throughput(&directory);
+    let guard = Guard::start();
+    throughput(&guard.directory);
     handovers();
     starts();
     sizes(hard);
-    fs::remove_dir_all(&directory).unwrap();
 }
 
 /// The median, and how far the others are from it.

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use crate::guard;
 use crate::load::{BODY, get};
 
 /// A running server, which ends with this.
@@ -23,7 +24,7 @@ impl Server {
         let mut command = command(&address.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let begin = Instant::now();
-        let child = command.spawn().unwrap();
+        let child = guard::spawn(&mut command);
         while get(address, "/").is_none_or(|body| body != BODY) {
             assert!(begin.elapsed() < Duration::from_secs(20), "{command:?} does not answer");
             thread::sleep(Duration::from_micros(100));
