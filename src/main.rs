@@ -48,7 +48,7 @@ fn serve(command_line: CommandLine, settings: Settings) -> ExitCode {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             // Nobody may be reading standard error any more, which is no reason to stay.
-            log.write(format!("handover: {error}\n"));
+            log.write(logging::last_line(error));
             ExitCode::FAILURE
         }
     }
@@ -63,6 +63,6 @@ fn print(text: &str, status: u8) -> ExitCode {
 /// Prints one line to standard error, which may be closed; in one piece, because other processes may write
 /// there at the same time.
 fn fail(error: impl Display, status: u8) -> ExitCode {
-    let _ = io::stderr().write_all(format!("handover: {error}\n").as_bytes());
+    let _ = io::stderr().write_all(logging::last_line(error).as_bytes());
     ExitCode::from(status)
 }

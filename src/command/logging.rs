@@ -1,5 +1,6 @@
 //! Log lines on standard error: time, PID, level, text. The PID is in every line, because two processes
-//! share the terminal during a handover.
+//! share the terminal during a handover. For the journal of systemd, which has a time of its own, a priority
+//! takes its place; sd-daemon(3).
 //!
 //! Standard error may be closed, or its reader may have stopped. Only a thread of its own writes to it, so
 //! that no other thread ever waits for that; lines that it cannot keep up with are lost, and counted.
@@ -15,7 +16,8 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use env_logger::{Builder, Target};
-use log::LevelFilter;
+use log::{Level, LevelFilter};
+use nix::sys::stat::fstat;
 
 use super::settings::Settings;
 
@@ -37,7 +39,7 @@ pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
     let (end, ended) = mpsc::channel();
     thread::Builder::new().name("log".to_owned()).spawn(move || write(&queued, &end))?;
 
-    let pid = process::id();
+    let (pid, is_journal) = (process::id(), is_journal());
     let mut builder = Builder::new();
     if env::var_os(VARIABLE).is_some() {
         builder.parse_env(VARIABLE);
@@ -47,8 +49,12 @@ pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
     }
     builder
         .format(move |line, record| {
-            let time = humantime::format_rfc3339_millis(SystemTime::now());
-            writeln!(line, "{time} {pid} {:<5} {}", record.level(), Escaped(record.args()))
+            let level = record.level();
+            match is_journal {
+                true => write!(line, "{}", priority(level))?,
+                false => write!(line, "{} ", humantime::format_rfc3339_millis(SystemTime::now()))?,
+            }
+            writeln!(line, "{pid} {level:<5} {}", Escaped(record.args()))
         })
         .target(Target::Pipe(Box::new(Lines(queue.clone()))))
         .init();
@@ -61,6 +67,27 @@ pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
 pub(crate) fn set_level(settings: &Settings) {
     if env::var_os(VARIABLE).is_none() {
         log::set_max_level(settings.log_level);
+    }
+}
+
+/// The line that says why the command fails, as it is printed.
+pub(crate) fn last_line(error: impl Display) -> String {
+    let priority = if is_journal() { priority(Level::Error) } else { "" };
+    format!("{priority}handover: {error}\n")
+}
+
+/// Whether standard error leads to the journal; systemd.exec(5).
+fn is_journal() -> bool {
+    let journal = env::var("JOURNAL_STREAM");
+    fstat(io::stderr()).is_ok_and(|stat| journal == Ok(format!("{}:{}", stat.st_dev, stat.st_ino)))
+}
+
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::Error => "<3>",
+        Level::Warn => "<4>",
+        Level::Info => "<6>",
+        Level::Debug | Level::Trace => "<7>",
     }
 }
 
@@ -126,7 +153,8 @@ fn write(queued: &Receiver<Option<Vec<u8>>>, end: &Sender<()>) {
     while let Ok(Some(mut line)) = queued.recv() {
         let lost = LOST.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            line.extend(format!("{} {lost} log lines were lost here\n", process::id()).bytes());
+            let priority = if is_journal() { priority(Level::Warn) } else { "" };
+            line.extend(format!("{priority}{} {lost} log lines were lost here\n", process::id()).bytes());
         }
         // In one piece, because another process may write there, too.
         let _ = io::stderr().write_all(&line);

@@ -2,10 +2,11 @@
 //!
 //! [`input`] buffers what has been read, [`head`] parses the head of a request and [`target`] what it is for,
 //! [`body`] decodes its body, [`request`] is what a handler sees of these, [`response`] writes what it
-//! returns, and [`refusal`] is what the server itself answers. All that is known here about the process is
-//! whether a connection is to end: then its next response says `Connection: close`, and it is closed after
-//! that.
+//! returns, [`access`] logs that, and [`refusal`] is what the server itself answers. All that is known here
+//! about the process is whether a connection is to end: then its next response says `Connection: close`, and
+//! it is closed after that.
 
+mod access;
 mod body;
 mod head;
 mod input;
@@ -84,7 +85,7 @@ fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
         Ok(head) => head,
         Err(error) => {
             reply.is_head = input.unused().starts_with(b"HEAD ");
-            return reply.refuse("- -", error.downcast()?).map(|_| Then::Linger);
+            return reply.refuse(None, error.downcast()?).map(|_| Then::Linger);
         }
     };
     log::debug!("{}: {head}", connection.peer());
@@ -95,12 +96,12 @@ fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
     let Request { head, mut body, .. } = request;
     let response = match response {
         Ok(response) => response,
-        Err(refusal) => return reply.refuse(&head, refusal).map(|_| Then::Linger),
+        Err(refusal) => return reply.refuse(Some(&head), refusal).map(|_| Then::Linger),
     };
     reply.last = !head.keep_alive
         || !body.can_be_skipped(SKIP_LIMIT)
         || (connection.is_ending() && !body.is_followed());
-    if !reply.send(&head, response)? {
+    if !reply.send(Some(&head), response)? {
         let is_over = !head.keep_alive && head.framing == Framing::Length(0) && !body.is_followed();
         return Ok(if is_over { Then::Close } else { Then::Linger });
     }

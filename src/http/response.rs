@@ -1,10 +1,9 @@
-//! Writing responses (RFC 9112 sections 4, 6 and 7), and the access log.
+//! Writing responses (RFC 9112 sections 4, 6 and 7).
 //!
 //! `tiny_http::Response::raw_print` cannot say `Connection: close`, which a drain depends on; it completes a
 //! chunked body that has failed half way; it trusts the length that it was given; and it holds the whole of
 //! a body of unknown length in memory for HTTP/1.0.
 
-use std::fmt::Display;
 use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime};
@@ -13,11 +12,11 @@ use httpdate::HttpDate;
 use log::Level;
 use tiny_http::{Header, ResponseBox, StatusCode};
 
+use super::access;
+use super::head::Head;
 use super::refusal::{INTERNAL_ERROR, Refusal};
 use crate::server::connection::Connection;
 
-/// The log target of the access log.
-const ACCESS_LOG: &str = "handover::access";
 /// How many bytes of a response are collected before they are written: a small one is sent in one piece.
 const PIECE: usize = 16 * 1024;
 
@@ -64,41 +63,42 @@ impl<'a> Reply<'a> {
     }
 
     /// Answers in place of the handler, as the last response on its connection.
-    pub(crate) fn refuse(self, request: impl Display, refusal: Refusal) -> io::Result<bool> {
+    pub(crate) fn refuse(self, head: Option<&Head>, refusal: Refusal) -> io::Result<bool> {
         log::debug!("{}: {refusal}", self.connection.peer());
-        Reply { last: true, out: Vec::new(), ..self }.send(request, refusal.response())
+        Reply { last: true, out: Vec::new(), ..self }.send(head, refusal.response())
     }
 
-    /// Writes the response, and a line to the access log: peer, method, URL, status, bytes of the body as it
-    /// was sent, duration. A response that cannot be sent is logged, and the client gets a 500.
+    /// Writes the response, and a line to the access log. A response that cannot be sent is logged, and the
+    /// client gets a 500.
     ///
     /// Returns whether the connection can go on: not if its end is that of the response, nor if the body has
     /// failed half way, of which nothing else can inform the client. It fails if the client cannot be written
     /// to, with `TimedOut` if it has taken nothing for too long.
-    pub(crate) fn send(mut self, request: impl Display, response: ResponseBox) -> io::Result<bool> {
+    pub(crate) fn send(mut self, head: Option<&Head>, response: ResponseBox) -> io::Result<bool> {
         let status = response.status_code().0;
         let delimiter = self.delimiter(&response);
         self.last |= delimiter == Delimiter::Close;
-        let mut head = 0;
+        let mut head_length = 0;
         let written = self.write_head(&response, delimiter).and_then(|()| {
-            head = self.out.len();
+            head_length = self.out.len();
             self.write_body(&mut response.into_reader(), delimiter)
         });
         let complete = match written {
             Ok(()) => true,
             Err(Failure::Client(error)) => return Err(error),
             Err(Failure::Response(fault)) => {
+                let request = head.map(Head::to_string).unwrap_or_default();
                 log::error!("the handler's response to {request} is faulty: {fault}");
                 if self.sent == 0 {
-                    return self.refuse(request, INTERNAL_ERROR);
+                    return self.refuse(head, INTERNAL_ERROR);
                 }
                 false
             }
         };
         // The clock is read only if the line is wanted.
-        if log::log_enabled!(target: ACCESS_LOG, Level::Info) {
-            let (peer, bytes, duration) = (self.connection.peer(), self.sent - head, self.begin.elapsed());
-            log::info!(target: ACCESS_LOG, "{peer} {request} {status} {bytes} {duration:?}");
+        if log::log_enabled!(target: access::TARGET, Level::Info) {
+            let (peer, bytes, begin) = (self.connection.peer(), self.sent - head_length, self.begin);
+            log::info!(target: access::TARGET, "{}", access::Line { peer, head, status, bytes, begin });
         }
         Ok(complete && !self.last)
     }

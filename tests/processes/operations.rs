@@ -552,27 +552,3 @@ fn options_and_absolute_targets_are_answered() {
     }
     assert_eq!(client.get(&format!("http://{}/", server.address)).unwrap().text(), "Hello World");
 }
-
-#[test]
-fn the_access_log_has_a_line_for_each_response() {
-    let mut command = Command::new(BINARY);
-    command.args(["--listen", "127.0.0.1:0", "--access-log"]);
-    let server = Server::start_command(command, Directory::new());
-    let mut client = Client::connect(server.address).unwrap();
-    client.get("/hello?x").unwrap();
-    let line = server.expect(" GET /hello?x 200 ");
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let body = format!("Hello from {}!", server.first()).len().to_string();
-    // Time, PID, level; peer, method, URL, status, bytes, duration.
-    assert_eq!(fields.len(), 9, "{line}");
-    assert!(fields[3].starts_with("127.0.0.1:"), "{line}");
-    assert_eq!(fields[4..8], ["GET", "/hello?x", "200", &body], "{line}");
-    client.send("nonsense\r\n\r\n").unwrap();
-    server.expect(" - - 400 ");
-
-    let server = Server::start_for_load(&[]);
-    server.get("/hello");
-    server.stop();
-    server.expect("ends");
-    assert!(!server.log().contains("/hello"), "{}", server.log());
-}
