@@ -32,7 +32,7 @@ impl Routes {
         Routes {
             command_line,
             access_log: settings.access_log,
-            message: RwLock::new(settings.message.as_bytes().into()),
+            message: RwLock::new(body(&settings.message)),
         }
     }
 
@@ -63,7 +63,7 @@ impl Handler for Routes {
             return with_header(response, "Allow", &methods.join(", "));
         }
         match path {
-            "/hello" => text(200, format!("Hello from {}!", process::id())),
+            "/hello" => text(200, format!("Hello from {}!\n", process::id())),
             "/test" => self.message_after(TEST_DURATION),
             "/sleep" => match duration(query) {
                 Some(duration) => self.message_after(duration),
@@ -82,10 +82,14 @@ impl Handler for Routes {
             log::warn!("a change of access-log needs a handover");
         }
         logging::set_level(&settings);
-        *self.message.write().unwrap_or_else(PoisonError::into_inner) = settings.message.as_bytes().into();
+        *self.message.write().unwrap_or_else(PoisonError::into_inner) = body(&settings.message);
         *options = settings.options;
         Ok(())
     }
+}
+
+fn body(message: &str) -> Arc<[u8]> {
+    format!("{message}\n").into_bytes().into()
 }
 
 fn duration(query: &str) -> Option<Duration> {

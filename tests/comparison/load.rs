@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 /// What every server answers with.
-pub const BODY: &str = "Hello World";
+pub const BODY: &str = "Hello World\n";
 
 /// What has been measured.
 #[derive(Clone, Debug, Default)]

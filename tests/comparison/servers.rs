@@ -87,7 +87,7 @@ pub fn threads(pid: u32) -> usize {
 
 pub fn handover(address: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_handover"));
-    command.args(["--listen", address, "--message", BODY, "--max-connections", "20000"]);
+    command.args(["--listen", address, "--message", BODY.trim_end(), "--max-connections", "20000"]);
     command
 }
 
@@ -117,7 +117,7 @@ pub fn go(directory: &Path) -> Option<PathBuf> {
     let source = directory.join("main.go");
     let program = format!(
         "package main\nimport (\"net/http\"; \"os\")\nfunc main() {{\n\
-         http.HandleFunc(\"/\", func(w http.ResponseWriter, r *http.Request) {{ w.Write([]byte(\"{BODY}\")) }})\n\
+         http.HandleFunc(\"/\", func(w http.ResponseWriter, r *http.Request) {{ w.Write([]byte({BODY:?})) }})\n\
          http.ListenAndServe(os.Args[1], nil)\n}}\n"
     );
     fs::write(&source, program).unwrap();

@@ -28,8 +28,10 @@ impl Reply {
         self.header("connection") == Some("close")
     }
 
+    /// The body as text, without the end of its last line.
     pub fn text(&self) -> String {
-        String::from_utf8(self.body.clone()).unwrap()
+        let text = str::from_utf8(&self.body).unwrap();
+        text.strip_suffix('\n').unwrap_or(text).to_owned()
     }
 }
 

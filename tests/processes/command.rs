@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use signal_hook::iterator::Signals;
 
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end, wait_until};
 use crate::supervised::is_installed;
 
@@ -68,6 +68,16 @@ fn after_serve_a_signal_means_what_it_meant_before() {
     }
 }
 
+#[test]
+fn a_text_ends_with_the_end_of_its_line() {
+    let server = Server::start_for_load(&["--message", "Hi"]);
+    for (path, expected) in [("/", "Hi\n"), ("/sleep?duration=1ms", "Hi\n"), ("/nowhere", "not found\n")] {
+        assert_eq!(client::get(server.address, path).unwrap().body, expected.as_bytes());
+    }
+    let hello = format!("Hello from {}!\n", server.first());
+    assert_eq!(client::get(server.address, "/hello").unwrap().body, hello.as_bytes());
+}
+
 /// Starts the command with an access log.
 fn start_with_access_log() -> Server {
     let mut command = Command::new(BINARY);
@@ -79,7 +89,7 @@ fn start_with_access_log() -> Server {
 fn the_access_log_has_a_line_for_each_response() {
     let server = start_with_access_log();
     let mut client = Client::connect(server.address).unwrap();
-    let length = client.get("/hello?x").unwrap().text().len().to_string();
+    let length = client.get("/hello?x").unwrap().body.len().to_string();
     let line = server.expect(" GET /hello?x 200 ");
     let fields: Vec<&str> = line.split_whitespace().collect();
     // Time, PID, level; IP address, port, method, URL, status, bytes, milliseconds, Host, User-Agent.

@@ -516,7 +516,7 @@ fn an_abstract_unix_socket_is_served() {
     stream.write_all(b"GET /hello HTTP/1.0\r\n\r\n").unwrap();
     let mut reply = String::new();
     stream.read_to_string(&mut reply).unwrap();
-    assert!(reply.ends_with(&format!("Hello from {successor}!")), "{reply}");
+    assert!(reply.ends_with(&format!("Hello from {successor}!\n")), "{reply}");
 }
 
 #[test]
@@ -525,7 +525,7 @@ fn what_is_serving_is_told() {
     let (version, pid) = (env!("CARGO_PKG_VERSION"), server.first());
     let executable = fs::canonicalize(BINARY).unwrap();
     let executable = executable.display();
-    assert_eq!(server.get("/healthz"), format!("ok\nhandover {version}\n"));
+    assert_eq!(server.get("/healthz"), format!("ok\nhandover {version}"));
     let log = server.log();
     assert!(log.contains(&format!("process {pid} is ready, version {version}, {executable}")), "{log}");
 }
