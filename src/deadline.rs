@@ -25,6 +25,11 @@ pub(crate) fn readable<Fd: AsFd>(descriptor: &Fd) -> PollFd<'_> {
     PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)
 }
 
+/// For [`poll_until`]: the other end of a socket has been closed. What is there to read does not matter.
+pub(crate) fn hangup<Fd: AsFd>(descriptor: &Fd) -> PollFd<'_> {
+    PollFd::new(descriptor.as_fd(), PollFlags::empty())
+}
+
 /// Whether the last [`poll_until`] has found this event.
 pub(crate) fn has_come(event: &PollFd<'_>) -> bool {
     event.any() == Some(true)

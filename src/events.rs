@@ -1,13 +1,14 @@
 //! What can happen to a process, and the one place where its loop waits.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::deadline::{poll_until, readable};
+use crate::deadline::{hangup, has_come, poll_until, readable};
 use crate::handover::link::Link;
 use crate::operations::configuration::Reading;
 use crate::operations::requester::{Action, Requester};
@@ -25,6 +26,8 @@ pub(crate) enum Event {
     Successor,
     /// Something has come on the link to the predecessor.
     Predecessor,
+    /// A client that waits for an answer has left.
+    Left,
     /// No connection is open any more, and none will be.
     Drained,
     /// The deadline has passed.
@@ -66,12 +69,17 @@ impl Events {
     }
 
     /// Waits for the next event, at most until the deadline; `links` are those to the successor and the
-    /// predecessor.
+    /// predecessor, and `waiting` the clients that may leave.
     ///
     /// What has come on a link goes first: a word that was said in time is not too late because this process
     /// was stopped meanwhile. The deadline goes before the queue, so that a flood of requests cannot put it
     /// off.
-    pub(crate) fn next(&self, deadline: Option<Instant>, links: [Option<&Link>; 2]) -> Event {
+    pub(crate) fn next(
+        &self,
+        deadline: Option<Instant>,
+        links: [Option<&Link>; 2],
+        waiting: &[UnixStream],
+    ) -> Event {
         let [successor, predecessor] = links.map(|link| link.filter(|link| link.is_open()));
         loop {
             if successor.is_some_and(Link::has_come) {
@@ -89,7 +97,12 @@ impl Events {
                 return event;
             }
             let links = [successor, predecessor].into_iter().flatten().map(readable);
-            poll_until(&mut links.chain([readable(&*self.poster.count)]).collect::<Vec<_>>(), deadline);
+            let queue = [readable(&*self.poster.count)];
+            let mut events: Vec<_> = waiting.iter().map(hangup).chain(links).chain(queue).collect();
+            poll_until(&mut events, deadline);
+            if events[..waiting.len()].iter().any(has_come) {
+                return Event::Left;
+            }
         }
     }
 }

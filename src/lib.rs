@@ -101,6 +101,6 @@ pub use crate::{
     operations::control::ask,
     options::{Limits, Options},
     outcome::Outcome,
-    serve::serve,
+    serve::{report_failure, serve},
     server::address::Address,
 };

@@ -18,15 +18,19 @@ fn main() -> ExitCode {
     let command_line = match settings::parse(lexopt::Parser::from_env()) {
         Ok(Asked::Run(command_line)) => command_line,
         Ok(Asked::Print(text)) => return print(&text, 0),
-        Err(error) => return fail(error, USAGE),
+        Err(error) => return refuse(error),
     };
     match command_line.settings() {
+        Ok(Settings { test: true, options, .. }) => match options.check() {
+            Ok(()) => print("ok\n", 0),
+            Err(error) => fail(error, USAGE),
+        },
         Ok(Settings { request: Some(request), options, .. }) => match options.control {
             Some(path) => ask(&path, &request),
             None => fail("--signal needs --control", USAGE),
         },
         Ok(settings) => serve(command_line, settings),
-        Err(error) => fail(error, USAGE),
+        Err(error) => refuse(error),
     }
 }
 
@@ -52,6 +56,12 @@ fn serve(command_line: CommandLine, settings: Settings) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The command line or the configuration is wrong.
+fn refuse(error: impl Display) -> ExitCode {
+    handover::report_failure(&error);
+    fail(error, USAGE)
 }
 
 /// Prints to standard output, which may be closed already: `handover --help | head -1`.

@@ -4,6 +4,9 @@ use std::mem;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::error::Error;
+use crate::server::address::Address;
+
 /// How to serve. Every field has a default, so that with `..Default::default()` a new field breaks no caller.
 ///
 /// [`Handler::reload`](crate::Handler::reload) may change the timeouts, `probation`, `limits` and
@@ -87,6 +90,15 @@ impl Default for Limits {
 }
 
 impl Options {
+    /// Checks the addresses without binding them, because the process that serves has them.
+    ///
+    /// # Errors
+    ///
+    /// What [`serve`](crate::serve) would say of the first that cannot be resolved.
+    pub fn check(&self) -> Result<(), Error> {
+        self.listen.iter().try_for_each(|text| Address::resolve(text).map(drop))
+    }
+
     /// Restores from `present` what cannot change while a process runs, and returns the names of what
     /// differed.
     pub(crate) fn keep_what_needs_a_handover(&mut self, present: &Options) -> Vec<&'static str> {

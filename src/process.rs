@@ -33,6 +33,7 @@ use crate::operations::requester::{Action, Requester};
 use crate::operations::signals::{self, Signals};
 use crate::operations::status::{Doing, Identity};
 use crate::operations::systemd;
+use crate::operations::waiting::Waiting;
 use crate::outcome::Outcome;
 use crate::server::Server;
 use crate::server::listener::Listener;
@@ -63,6 +64,8 @@ pub(crate) struct Process {
     pub(crate) server: Server,
     pub(crate) places: Places,
     pub(crate) predecessor: Option<Predecessor>,
+    /// The clients that wait for its end.
+    pub(crate) waiting: Waiting,
     /// What moves connections from another process to this one, and back.
     pub(crate) mover: Option<Mover>,
     pub(crate) keeper: Keeper,
@@ -271,11 +274,16 @@ impl Process {
                 }
             }
             let predecessor = self.predecessor.as_ref().map(Predecessor::link);
-            match self.events.next(deadline, [successor, predecessor]) {
+            let predecessors = usize::from(predecessor.is_some());
+            self.waiting.answer(doing, predecessors);
+            match self.events.next(deadline, [successor, predecessor], self.waiting.clients()) {
                 Event::Asked(by, Action::Status) => {
-                    let (open, in_flight) = (self.server.open(), self.server.in_flight());
-                    by.answer(Ok(self.identity.status(doing, open, in_flight, self.server.counts())));
+                    let (open, in_flight, counts) =
+                        (self.server.open(), self.server.in_flight(), self.server.counts());
+                    by.answer(Ok(self.identity.status(doing, open, in_flight, predecessors, counts)));
                 }
+                Event::Asked(Requester::Waiting(client), _) => self.waiting.add(client),
+                Event::Left => self.waiting.forget_those_that_have_left(),
                 Event::Reloaded(reading) => {
                     self.config.apply(reading);
                     if doing.serves() {

@@ -1,6 +1,8 @@
 //! How a process begins: it takes or binds the listening sockets, prepares all that can fail, says that it is
 //! ready, and accepts connections when it may. What happens then is told in `process.rs`.
 
+use std::env;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{OwnedFd, RawFd};
@@ -13,7 +15,7 @@ use crate::handover::descriptors;
 use crate::handover::link::{Mode, Word};
 use crate::handover::moving::Mover;
 use crate::handover::predecessor::Predecessor;
-use crate::handover::program::Program;
+use crate::handover::program::{GRACEFUL, Program};
 use crate::handover::takeover;
 use crate::http::{self, Handler};
 use crate::operations::configuration::Configuration;
@@ -24,6 +26,7 @@ use crate::operations::requester::Requester;
 use crate::operations::signals::{Meaning, Signals};
 use crate::operations::status::Identity;
 use crate::operations::systemd;
+use crate::operations::waiting::Waiting;
 use crate::options::Options;
 use crate::outcome::Outcome;
 use crate::process::Process;
@@ -51,6 +54,21 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
     let mut process = started?;
     process.predecessor = predecessor;
     Ok(process.run())
+}
+
+/// Reports to the predecessor, if one has started this process, why it will not call [`serve`], such as
+/// settings that are wrong. The predecessor logs the reason, and answers `restart` with it.
+///
+/// To be called once, and instead of [`serve`], which reports its own errors: it closes the sockets.
+pub fn report_failure(reason: impl Display) {
+    let mut predecessor = None;
+    let is_successor = env::args_os().any(|argument| argument == GRACEFUL);
+    if is_successor
+        && inherit(None, &mut predecessor).is_ok()
+        && let Some(predecessor) = predecessor
+    {
+        predecessor.say(&Word::Failed(reason.to_string()));
+    }
 }
 
 /// Does everything until connections are accepted. The predecessor is reported as soon as it is known.
@@ -175,6 +193,7 @@ fn prepare(
         server,
         places,
         predecessor: None,
+        waiting: Waiting::default(),
         mover: None,
         keeper,
         cut: 0,

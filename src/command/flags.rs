@@ -37,7 +37,7 @@ RUST_LOG, if it is set, decides what is logged, instead of --log-level and
 ";
 
 /// Every option but `--help` and `--version`, in the order of `--help`.
-static FLAGS: [Flag; 23] = [
+static FLAGS: [Flag; 24] = [
     Flag::new("    --listen ADDR", |s, v| address(v).map(|v| s.options.listen.push(v))).help(
         "Listen on HOST:PORT (port 0 is any), unix:PATH or unix:@NAME; may be repeated [127.0.0.1:3000]",
     ),
@@ -51,11 +51,11 @@ static FLAGS: [Flag; 23] = [
         .help("Write the process ID to PATH"),
     // Its file is read before anything is set.
     Flag::argument("    --config PATH", |_, _| Ok(())).help("Read more options from PATH; again on SIGUSR1"),
-    Flag::new("    --drain-timeout TIME", |s, v| time(v).map(|v| s.options.drain_timeout = v))
+    Flag::new("    --drain-timeout TIME", |s, v| time_or_none(v).map(|v| s.options.drain_timeout = v))
         .help("Cut what is in flight TIME after a handover or stop [20s]"),
     Flag::new("    --ready-timeout TIME", |s, v| time(v).map(|v| s.options.ready_timeout = v))
         .help("Give up a successor that is not ready after TIME [10s]"),
-    Flag::new("    --probation TIME", |s, v| time(v).map(|v| s.options.probation = v))
+    Flag::new("    --probation TIME", |s, v| time_or_none(v).map(|v| s.options.probation = v))
         .help("Stay for TIME after a handover, in case the successor dies [0s]"),
     Flag::new("    --overlap", |s, v| truth(v).map(|v| s.options.overlap = v))
         .help("After a handover let both processes serve until one is stopped"),
@@ -70,9 +70,11 @@ static FLAGS: [Flag; 23] = [
     Flag::argument("    --takeover", |s, v| truth(v).map(|v| s.options.takeover = v))
         .help("Take the sockets over from the process at --control, if there is one"),
     Flag::argument("-s, --signal REQUEST", |s, v| parsed(v, "text").map(|v| s.request = Some(v))).help(
-        "Send status, restart, reload or stop to the process at --control, print its answer, and exit \
+        "Send status, restart, reload, stop or wait to the process at --control, print its answer, and exit \
          with 0, or 1 if that is an error",
     ),
+    Flag::argument("-t, --test", |s, v| truth(v).map(|v| s.test = v))
+        .help("Check options, configuration file and addresses, and exit with 0, or 2 if one is wrong"),
     Flag::new("    --max-connections N", |s, v| count(v).map(|v| s.options.limits.max_connections = v))
         .help("Serve at most N connections at a time [1024]"),
     Flag::new("    --head-timeout TIME", |s, v| time(v).map(|v| s.options.limits.head_timeout = v))
@@ -138,7 +140,12 @@ fn truth(value: &OsStr) -> Result<bool, Expected> {
 }
 
 fn time(value: &OsStr) -> Result<Duration, Expected> {
-    parsed(value, "a time such as 20s, 500ms or 1m").map(|time: humantime::Duration| *time)
+    let expected = "a time greater than 0, such as 20s, 500ms or 1m";
+    time_or_none(value).ok().filter(|time| !time.is_zero()).ok_or(expected)
+}
+
+fn time_or_none(value: &OsStr) -> Result<Duration, Expected> {
+    parsed(value, "a time such as 20s, 500ms, 1m or 0s").map(|time: humantime::Duration| *time)
 }
 
 fn count(value: &OsStr) -> Result<usize, Expected> {
@@ -147,7 +154,7 @@ fn count(value: &OsStr) -> Result<usize, Expected> {
 
 /// A path need not be text.
 fn path(value: &OsStr) -> Result<PathBuf, Expected> {
-    Ok(value.into())
+    if value.is_empty() { Err("a path") } else { Ok(value.into()) }
 }
 
 fn descriptor(value: &OsStr) -> Result<i32, Expected> {

@@ -41,8 +41,9 @@ pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
 
     let (pid, is_journal) = (process::id(), is_journal());
     let mut builder = Builder::new();
-    if env::var_os(VARIABLE).is_some() {
-        builder.parse_env(VARIABLE);
+    let directives = directives();
+    if let Some(directives) = &directives {
+        builder.parse_filters(directives);
     } else {
         let access = if settings.access_log { LevelFilter::Info } else { LevelFilter::Off };
         builder.filter_level(LevelFilter::Trace).filter_module(ACCESS_LOG, access);
@@ -59,14 +60,35 @@ pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
         .target(Target::Pipe(Box::new(Lines(queue.clone()))))
         .init();
     set_level(settings);
+    if let Some(text) = env::var_os(VARIABLE).filter(|text| directives.is_none() && !text.is_empty()) {
+        log::warn!("{VARIABLE} is not understood, so --log-level decides: {}", text.display());
+    }
     panic::set_hook(Box::new(|panic| log::error!("{panic}")));
     Ok(Flush { queue, ended })
 }
 
 /// Applies the log level of the settings, unless the environment decides.
 pub(crate) fn set_level(settings: &Settings) {
-    if env::var_os(VARIABLE).is_none() {
+    if directives().is_none() {
         log::set_max_level(settings.log_level);
+    }
+}
+
+/// What the environment says is to be logged, if that can be understood.
+fn directives() -> Option<String> {
+    let text = env::var(VARIABLE).ok().filter(|text| !text.is_empty())?;
+    // What follows a slash, lines have to contain.
+    let is_understood = text.split('/').next()?.split(',').all(is_directive) && text.matches('/').count() < 2;
+    is_understood.then_some(text)
+}
+
+/// LEVEL, TARGET=LEVEL, or a target of the library: a level that is misspelled would be that of another
+/// program, and nothing would be logged.
+fn is_directive(text: &str) -> bool {
+    let is_level = |text: &str| text.trim().parse::<LevelFilter>().is_ok();
+    match text.split_once('=') {
+        Some((target, level)) => !target.trim().is_empty() && is_level(level),
+        None => is_level(text) || text.trim().starts_with("handover"),
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) message: String,
     pub(crate) log_level: LevelFilter,
     pub(crate) access_log: bool,
+    /// To check all this instead of serving.
+    pub(crate) test: bool,
     /// What to request from the process at the control socket, instead of serving.
     pub(crate) request: Option<String>,
 }
@@ -52,6 +54,7 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Asked, lexopt::Error> {
                 return Ok(Asked::Print(format!("handover {}\n", env!("CARGO_PKG_VERSION"))));
             }
             Arg::Short('s') => Flag::named("signal"),
+            Arg::Short('t') => Flag::named("test"),
             Arg::Long(name) => Flag::named(name),
             _ => None,
         };
@@ -85,6 +88,7 @@ impl Default for Settings {
             message: "Hello World".to_owned(),
             log_level: LevelFilter::Info,
             access_log: false,
+            test: false,
             request: None,
         }
     }

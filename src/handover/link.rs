@@ -123,7 +123,7 @@ impl Link {
         self.read();
         if let Some(end) = self.unheard.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = self.unheard.drain(..=end).take(end).collect();
-            return Some(Word::from_line(&line.escape_ascii().to_string()));
+            return Some(Word::from_line(&String::from_utf8_lossy(&line).replace(char::is_control, " ")));
         }
         if self.ended && !self.unheard.is_empty() {
             let half = std::mem::take(&mut self.unheard);

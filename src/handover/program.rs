@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use super::descriptors;
 
 /// The flag that tells a process to take over descriptor 3 instead of binding.
-const GRACEFUL: &str = "--graceful";
+pub(crate) const GRACEFUL: &str = "--graceful";
 
 /// A program with its arguments, as execve(2) takes them.
 #[derive(Debug)]

@@ -35,11 +35,12 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// The requests, as they are written.
-const REQUESTS: [(&str, Action); 5] = [
+const REQUESTS: [(&str, Action); 6] = [
     ("status", Action::Status),
     ("restart", Action::Restart),
     ("reload", Action::Reload),
     ("stop", Action::Stop),
+    ("wait", Action::Wait),
     (takeover::REQUEST, Action::Restart),
 ];
 
@@ -147,6 +148,11 @@ fn serve(stream: UnixStream, ask: &Ask, requests: &Requests) -> io::Result<()> {
             ask(Requester::Candidate(stream), action);
             return Ok(());
         }
+        // This may take long, and the client may leave before.
+        Ok((_, Action::Wait)) => {
+            ask(Requester::Waiting(stream), Action::Wait);
+            return Ok(());
+        }
         Ok((_, action)) => action,
         Err(error) => return (&stream).write_all(format!("error: {error}\n").as_bytes()),
     };
@@ -188,9 +194,9 @@ pub(crate) fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
     }
 }
 
-/// Asks the process that serves a control socket for `status`, `restart`, `reload` or `stop`, and waits for
-/// its answer, which is one line: it begins with `error:` if the request was not fulfilled. The answer to
-/// `restart` comes when it is decided whether the successor serves.
+/// Asks the process that serves a control socket for `status`, `restart`, `reload`, `stop` or `wait`, and waits
+/// for its answer, which is one line: it begins with `error:` if the request was not fulfilled. The answer to
+/// `restart` comes when it is decided whether the successor serves, that to `wait` when no predecessor drains.
 ///
 /// # Errors
 ///

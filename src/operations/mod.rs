@@ -9,3 +9,4 @@ pub(crate) mod requester;
 pub(crate) mod signals;
 pub(crate) mod status;
 pub(crate) mod systemd;
+pub(crate) mod waiting;

@@ -18,6 +18,8 @@ pub(crate) enum Action {
     Reload,
     /// To report its state.
     Status,
+    /// To answer when its predecessor has ended.
+    Wait,
 }
 
 /// The origin of a request, which gets the answer. Everything of importance is logged as well.
@@ -29,6 +31,8 @@ pub(crate) enum Requester {
     Client(Sender<String>),
     /// A client of the control socket that asks for a restart with itself as the successor.
     Candidate(UnixStream),
+    /// A client of the control socket that waits for the end of the predecessor.
+    Waiting(UnixStream),
 }
 
 impl Requester {
@@ -38,7 +42,7 @@ impl Requester {
             (Requester::Signal(signal), _) => *signal,
             (_, Action::Restart) => Signal::SIGUSR2,
             (_, Action::Stop) => Signal::SIGTERM,
-            (_, Action::Reload | Action::Status) => Signal::SIGUSR1,
+            (_, Action::Reload | Action::Status | Action::Wait) => Signal::SIGUSR1,
         }
     }
 
@@ -50,10 +54,11 @@ impl Requester {
         match self {
             Requester::Client(answer) => drop(answer.send(text)),
             // A candidate that has been adopted is answered on its link.
-            Requester::Candidate(connection) if !is_done => {
+            Requester::Candidate(_) if is_done => {}
+            Requester::Candidate(connection) | Requester::Waiting(connection) => {
                 drop((&*connection).write_all(format!("{text}\n").as_bytes()));
             }
-            Requester::Candidate(_) | Requester::Signal(_) => {}
+            Requester::Signal(_) => {}
         }
     }
 
@@ -68,7 +73,7 @@ impl fmt::Display for Requester {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Requester::Signal(signal) => signal.fmt(f),
-            Requester::Client(_) | Requester::Candidate(_) => f.write_str("control"),
+            Requester::Client(_) | Requester::Candidate(_) | Requester::Waiting(_) => f.write_str("control"),
         }
     }
 }

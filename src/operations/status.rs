@@ -61,11 +61,12 @@ impl Identity {
         doing: Doing,
         connections: usize,
         in_flight: usize,
+        predecessors: usize,
         counts: Counts,
     ) -> String {
         format!(
             "pid={} state={doing} version={} uptime={}s connections={connections} in-flight={in_flight} \
-             generation={} {counts} executable={}",
+             generation={} predecessors={predecessors} {counts} executable={}",
             process::id(),
             self.version,
             self.started.elapsed().as_secs(),

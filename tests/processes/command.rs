@@ -1,6 +1,8 @@
 //! What the command, and a program that embeds the library, has to offer beside serving.
 
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -12,7 +14,9 @@ use nix::sys::signal::Signal;
 use signal_hook::iterator::Signals;
 
 use crate::client::{self, Client};
-use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end, wait_until};
+use crate::server::{
+    BINARY, Directory, Server, exited, install_script, number_after, signal_process, wait_for_end, wait_until,
+};
 use crate::supervised::is_installed;
 
 /// Where the control socket of the embedding program is to be.
@@ -76,6 +80,132 @@ fn a_text_ends_with_the_end_of_its_line() {
     }
     let hello = format!("Hello from {}!\n", server.first());
     assert_eq!(client::get(server.address, "/hello").unwrap().body, hello.as_bytes());
+}
+
+/// What the command prints, on standard output and error, and its exit status.
+fn run(arguments: &[&str]) -> (String, Option<i32>) {
+    let output = Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().unwrap();
+    let printed = [output.stdout, output.stderr].concat();
+    (String::from_utf8(printed).unwrap(), output.status.code())
+}
+
+#[test]
+fn a_test_checks_everything_and_touches_nothing() {
+    let server = Server::start_replaceable(&[]);
+    let config = server.directory.join("config");
+    let (pid_file, control) = (server.directory.join("pid"), server.directory.join("control"));
+    let address = server.address.to_string();
+    let [config, pid_file, control] = [&config, &pid_file, &control].map(|path| path.to_str().unwrap());
+    let test = |content: &str| {
+        fs::write(config, content).unwrap();
+        let others = ["--config", config, "--pid-file", pid_file, "--control", control, "--takeover"];
+        let (printed, status) = run(&[&["-t", "--listen", &address][..], &others].concat());
+        (printed.replace(config, "FILE"), status)
+    };
+    assert_eq!(test("message = Hi"), ("ok\n".to_owned(), Some(0)));
+    let expected = "handover: FILE:2: invalid value \"x\", expected true or false\n";
+    assert_eq!(test("\noverlap = x"), (expected.to_owned(), Some(2)));
+    let (printed, status) = run(&["--test", "--listen", "no/name:80"]);
+    assert!(printed.starts_with("handover: cannot listen on no/name:80: "), "{printed}");
+    assert_eq!(status, Some(2));
+    server.expect_alone(server.first());
+}
+
+#[test]
+fn a_restart_is_answered_with_what_is_wrong_with_the_settings() {
+    let directory = Directory::new();
+    let config = directory.join("config");
+    fs::write(&config, "").unwrap();
+    let server = Server::start_replaceable_in(directory, &["--config", config.to_str().unwrap()]);
+    let restart = || {
+        let answer = handover::ask(&server.directory.join("control"), "restart").unwrap();
+        let successor = number_after(&answer, "successor ");
+        let beginning = format!("error: successor {successor} exited with status 2 before it was ready: ");
+        answer.strip_prefix(&beginning).unwrap_or_else(|| panic!("{answer}")).to_owned()
+    };
+    fs::write(&config, "# wrong\nnonsense = 1").unwrap();
+    assert_eq!(restart(), format!("{}:2: unknown option \"nonsense\"", config.display()));
+    fs::write(&config, "").unwrap();
+    install_script(&server.program(), &format!("exec {BINARY} \"$@\" --nonsense"));
+    assert_eq!(restart(), "invalid option '--nonsense'");
+    assert_eq!(server.hello(), server.first());
+}
+
+#[test]
+fn a_wait_lasts_as_long_as_the_predecessor() {
+    let server = Server::start_replaceable(&[]);
+    let control = server.directory.join("control");
+    let ask = |request: &str| run(&["-s", request, "--control", control.to_str().unwrap()]);
+    assert_eq!(ask("wait"), ("ok\n".to_owned(), Some(0)));
+    let held = server.hold();
+    let successor = server.hand_over();
+    assert!(ask("status").0.contains(" predecessors=1 "));
+    let descriptors = || fs::read_dir(format!("/proc/{successor}/fd")).unwrap().count();
+    let before = descriptors();
+    let wait = || {
+        let mut client = UnixStream::connect(&control).unwrap();
+        client.write_all(b"wait\n").unwrap();
+        client
+    };
+    let clients: Vec<UnixStream> = (0..5).map(|_| wait()).collect();
+    // One that closes its sending side only still waits.
+    let patient = wait();
+    patient.shutdown(Shutdown::Write).unwrap();
+    wait_until(|| descriptors() == before + 6, || format!("{} descriptors", descriptors()));
+    // It looks at them in the same moment as at this request.
+    assert!(ask("status").0.contains(" predecessors=1 "));
+    drop(clients);
+    wait_until(|| descriptors() == before + 1, || format!("{} descriptors", descriptors()));
+    held.finish();
+    assert_eq!(io::read_to_string(patient).unwrap(), "ok\n");
+    assert_eq!(ask("wait"), ("ok\n".to_owned(), Some(0)));
+    assert!(ask("status").0.contains(" predecessors=0 "));
+    server.expect_processes(&[successor]);
+}
+
+#[test]
+fn what_cannot_work_is_refused() {
+    for (arguments, expected) in [
+        (["--idle-timeout", "0s"], "a time greater than 0, such as 20s, 500ms or 1m"),
+        (["--ready-timeout", "0s"], "a time greater than 0, such as 20s, 500ms or 1m"),
+        (["--drain-timeout", "soon"], "a time such as 20s, 500ms, 1m or 0s"),
+        (["--control", ""], "a path"),
+        (["--pid-file", ""], "a path"),
+    ] {
+        let [flag, value] = arguments;
+        let expected = format!("handover: {flag}: invalid value {value:?}, expected {expected}\n");
+        assert_eq!(run(&["-t", flag, value]), (expected, Some(2)));
+    }
+    assert_eq!(run(&["-t", "--drain-timeout", "0s", "--probation", "0s"]), ("ok\n".to_owned(), Some(0)));
+}
+
+#[test]
+fn a_drain_timeout_of_0s_cuts_at_once() {
+    let server = Server::start_for_load(&["--drain-timeout", "0s"]);
+    let held = server.hold();
+    server.signal(Signal::SIGTERM);
+    server.expect("the drain deadline has passed: cutting 1 requests in flight");
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 1));
+    drop(held);
+}
+
+#[test]
+fn a_variable_that_is_not_understood_silences_nothing() {
+    let log = |value: &str| {
+        let mut command = Command::new(BINARY);
+        command.env("RUST_LOG", value).args(["--listen", "127.0.0.1:0", "--log-level", "debug"]);
+        let server = Server::start_command(command, Directory::new());
+        server.get("/");
+        server.expect("GET /");
+        server.log()
+    };
+    for value in ["verbose", "handover=loud", "=info", "info/a/b", "\u{1b}"] {
+        let log = log(value);
+        assert!(log.contains(" WARN  RUST_LOG is not understood, so --log-level decides: "), "{log}");
+    }
+    for value in ["", "debug", "warn,handover=debug", "handover", "debug/e"] {
+        assert!(!log(value).contains("RUST_LOG"), "{value}");
+    }
 }
 
 /// Starts the command with an access log.

@@ -223,7 +223,7 @@ fn talk(control: &Path, input: &[u8]) -> String {
 #[test]
 fn garbage_gets_one_line() {
     let (server, control) = start(&[]);
-    let expected = "expected one of status, restart, reload, stop, takeover\n";
+    let expected = "expected one of status, restart, reload, stop, wait, takeover\n";
     for (input, beginning) in [
         (&b"nonsense\n"[..], "error: unknown request \"nonsense\", "),
         (b"", "error: unknown request \"\", "),

@@ -45,7 +45,7 @@ fn wrong_flags_end_with_one_line_and_status_2() {
         ),
         (
             &["--ready-timeout", "10"],
-            "handover: --ready-timeout: invalid value \"10\", expected a time such as 20s, 500ms or 1m\n",
+            "handover: --ready-timeout: invalid value \"10\", expected a time greater than 0, such as 20s, 500ms or 1m\n",
         ),
         (
             &["--config", "/nonexistent"],

@@ -85,6 +85,8 @@ fn every_kind_of_socket_is_taken_over() {
     let mut second = command(addresses[0], &control);
     second.args(["--listen", addresses[1], "--listen", &socket, "--takeover"]);
     let second = Server::start_command(second, Directory::new());
+    // Until then both accept connections.
+    first.expect("handed over to successor ");
     for target in targets {
         assert_eq!(client::get(target, "/hello").unwrap().text(), format!("Hello from {}!", second.first()));
     }

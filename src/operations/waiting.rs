@@ -1,0 +1,35 @@
+//! The clients of the control socket that wait for the end of the predecessor.
+
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use super::requester::Requester;
+use super::status::Doing;
+use crate::deadline::{hangup, poll_until};
+
+#[derive(Default)]
+pub(crate) struct Waiting(Vec<UnixStream>);
+
+impl Waiting {
+    pub(crate) fn add(&mut self, client: UnixStream) {
+        self.0.push(client);
+    }
+
+    pub(crate) fn clients(&self) -> &[UnixStream] {
+        &self.0
+    }
+
+    /// Answers them if there is nothing to wait for.
+    pub(crate) fn answer(&mut self, doing: Doing, predecessors: usize) {
+        let answer = match (doing.serves(), predecessors) {
+            (false, _) => Err("refused, this process does not serve".to_owned()),
+            (true, 0) => Ok("ok".to_owned()),
+            (true, _) => return,
+        };
+        self.0.drain(..).for_each(|client| Requester::Waiting(client).answer(answer.clone()));
+    }
+
+    pub(crate) fn forget_those_that_have_left(&mut self) {
+        self.0.retain(|client| !poll_until(&mut [hangup(client)], Some(Instant::now())));
+    }
+}
