@@ -66,6 +66,10 @@ impl Head {
     // Not inlined, or its buffer lies on the stack of every idle connection.
     #[inline(never)]
     fn parse(bytes: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
+        // httparse would pass over any number of them.
+        if let [b'\n', ..] | [b'\r', b'\n', ..] = bytes {
+            return Err(Refusal::new(400, "more than 4 empty lines before the request"));
+        }
         let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
         let mut request = httparse::Request::new(&mut []);
         let parsed = request.parse_with_uninit_headers(bytes, &mut fields);

@@ -15,10 +15,15 @@ pub(crate) const LARGEST_PIECE: usize = 16 * 1024;
 /// How many bytes are read at a time. Most requests are smaller, and an idle connection keeps this much.
 const READ_SIZE: usize = 2048;
 
+/// The most empty lines before a request.
+const MOST_EMPTY_LINES: u8 = 4;
+
 /// A buffered reader of a connection, within the limits.
 pub(crate) struct Input {
     pub(super) connection: Arc<Connection>,
     pub(super) limits: Limits,
+    /// When the head of the present request began, if that was with an empty line.
+    pub(super) begin: Option<Instant>,
     buffer: Vec<u8>,
     /// How many bytes of the buffer have been used.
     used: usize,
@@ -26,7 +31,7 @@ pub(crate) struct Input {
 
 impl Input {
     pub(crate) fn new(connection: Arc<Connection>, limits: Limits) -> Input {
-        Input { connection, limits, buffer: Vec::new(), used: 0 }
+        Input { connection, limits, begin: None, buffer: Vec::new(), used: 0 }
     }
 
     /// What has been read and not used.
@@ -36,23 +41,38 @@ impl Input {
 
     /// Waits for the first byte of a request; `false` if there will not be one.
     ///
-    /// Empty lines before a request line are ignored (RFC 9112 section 2.2).
+    /// A few empty lines before it are passed over (RFC 9112 section 2.2); the time for the head begins with the
+    /// first of them.
     pub(crate) fn wait_for_request(&mut self, patience: Duration) -> io::Result<bool> {
+        let (mut empty_lines, mut is_after_cr) = (0, false);
+        self.begin = None;
         loop {
-            match self.unused() {
-                [b'\n', ..] => self.used += 1,
-                [b'\r', b'\n', ..] => self.used += 2,
-                [] | [b'\r'] => {
+            match self.unused().first() {
+                None => {
                     // A large request may have made it larger.
                     self.buffer.drain(..mem::take(&mut self.used));
                     self.buffer.shrink_to(READ_SIZE);
+                    let of_head = |begin: Instant| self.limits.head_timeout.saturating_sub(begin.elapsed());
+                    let patience = self.begin.map_or(patience, of_head);
                     if self.fill(|connection, buffer| connection.read_request(buffer, patience))? == 0 {
                         return Ok(false);
                     }
+                    continue;
                 }
-                _ => return Ok(true),
+                Some(b'\n') if empty_lines < MOST_EMPTY_LINES => {
+                    (empty_lines, is_after_cr) = (empty_lines + 1, false);
+                }
+                Some(b'\r') if empty_lines < MOST_EMPTY_LINES && !is_after_cr => is_after_cr = true,
+                Some(_) => break,
             }
+            self.begin.get_or_insert_with(Instant::now);
+            self.used += 1;
         }
+        if is_after_cr {
+            // It belongs to no empty line, and so to what will be refused.
+            self.buffer.insert(self.used, b'\r');
+        }
+        Ok(true)
     }
 
     /// Parses what is at the beginning of the input, and uses it. While that is not complete, `parse` returns

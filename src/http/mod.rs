@@ -80,7 +80,7 @@ enum Then {
 fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
     let connection = Arc::clone(&input.connection);
     let mut reply = Reply::new(&connection, input.limits.write_timeout);
-    let deadline = later(reply.begin, input.limits.head_timeout);
+    let deadline = later(input.begin.unwrap_or(reply.begin), input.limits.head_timeout);
     let head = match Head::read(&mut input, deadline) {
         Ok(head) => head,
         Err(error) => {

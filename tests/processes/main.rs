@@ -11,6 +11,7 @@ mod handover;
 mod held_up;
 mod hostile;
 mod last_words;
+mod limits;
 mod lines;
 mod load;
 mod moving;

@@ -60,6 +60,7 @@ fn a_malformed_head_is_refused() {
     let hosts = ["t\r\nHost: t", "a@b/c?d", "a, b", "t:8x", "t:8:0", "[::1", "::1", "a%2"];
     refused(400, "GET / HTTP/1.0\r\nHost: ", &hosts, "\r\n\r\n");
     refused(400, "GET / HTTP/1.1\r\nHost: ", &hosts, "\r\n\r\n");
+    refused(400, "", &["\r\n\n\r\n\n\r\n", "\n\n\n\n\n", "\r\r\n", "\r\n\r"], &get("/"));
 }
 
 #[test]
@@ -139,7 +140,7 @@ fn what_rfc_9112_lets_pass_is_understood() {
     let expectation = "Content-Length: 2\r\nExpect: x\r\nConnection: keep-alive\r\n\r\nhi";
     for (input, expected) in [
         (get("/").replace("\r\n", "\n"), ok("GET / []")),
-        ("\r\n\n\r\n".to_owned() + &get("/"), ok("GET / []")),
+        ("\r\n\n\r\n\n".to_owned() + &get("/"), ok("GET / []")),
         (get("http://t/"), ok("GET / []")),
         (get("/").replace("GET", "BREW"), ok("BREW / []")),
         (get("*").replace("GET", "OPTIONS"), ok("OPTIONS * []")),

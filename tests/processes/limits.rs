@@ -1,0 +1,102 @@
+//! What a client can hold, and for how long: a connection, a stop, and the place of another client.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::client::Client;
+use crate::server::{PATIENCE, Server, exited, wait_for_end};
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+
+/// A client that sends the same bytes again and again, for as long as the server takes them.
+struct Trickle {
+    stream: TcpStream,
+    sender: Option<JoinHandle<()>>,
+}
+
+impl Trickle {
+    /// Sends `first`, and then `again` after each pause.
+    fn start(server: &Server, first: &str, again: impl Into<String>, pause: Duration) -> Trickle {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(first.as_bytes()).unwrap();
+        let (mut sending, again) = (stream.try_clone().unwrap(), again.into());
+        let sender = thread::spawn(move || {
+            while sending.write_all(again.as_bytes()).is_ok() {
+                thread::sleep(pause);
+            }
+        });
+        Trickle { stream, sender: Some(sender) }
+    }
+
+    /// Everything that comes back until the server ends the connection.
+    fn rest(&self) -> String {
+        let mut received = Vec::new();
+        // The end can be a reset, because the client goes on sending.
+        let _ = (&self.stream).read_to_end(&mut received);
+        String::from_utf8(received).unwrap()
+    }
+}
+
+impl Drop for Trickle {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.sender.take().unwrap().join();
+    }
+}
+
+/// More often than the moment for which a connection counts as in use.
+const OFTEN: Duration = Duration::from_millis(5);
+
+#[test]
+fn a_client_that_sends_only_empty_lines_holds_no_place() {
+    let server = Server::start(&["--max-connections", "1", "--head-timeout", "1h"]);
+    let trickle = Trickle::start(&server, GET, "\r\n", OFTEN);
+    assert_eq!(server.get("/"), "Hello World");
+    drop(trickle);
+}
+
+#[test]
+fn a_client_that_sends_only_empty_lines_does_not_hold_up_a_stop() {
+    let server = Server::start(&["--drain-timeout", "1h", "--head-timeout", "1h"]);
+    let _trickle = Trickle::start(&server, GET, "\r\n", OFTEN);
+    server.expect("GET /");
+    assert_eq!(server.stop(), exited(server.first(), 0));
+}
+
+#[test]
+fn a_connection_with_only_empty_lines_is_idle() {
+    let server = Server::start(&["--max-connections", "1", "--head-timeout", "1h"]);
+    let begin = || {
+        let mut client = Client::connect(server.address).unwrap();
+        client.send(GET.to_owned() + "\r\n").unwrap();
+        client.receive().unwrap();
+        server.expect_idle();
+        client
+    };
+    let mut evicted = begin();
+    assert_eq!(server.get("/"), "Hello World");
+    assert!(evicted.rest().unwrap().is_empty());
+    let mut closed = begin();
+    server.signal(Signal::SIGTERM);
+    server.expect("stopping, open connections: 1, requests in flight: 0");
+    assert!(closed.rest().unwrap().is_empty());
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+}
+
+#[test]
+fn the_time_for_a_head_begins_with_an_empty_line_before_it() {
+    let server = Server::start(&["--head-timeout", "1s", "--idle-timeout", "1h"]);
+    // No request has begun, so none is answered.
+    let mut client = server.idle_client();
+    client.send("\r\n").unwrap();
+    assert!(client.rest().unwrap().is_empty());
+    // Here one has.
+    let trickle = Trickle::start(&server, "\r\n", "G", OFTEN);
+    assert!(trickle.rest().starts_with("HTTP/1.1 408 "));
+}
