@@ -1,17 +1,17 @@
-//! One connection: reading and writing within time limits, and what it is doing.
+//! One connection, and what it is doing.
 
 mod moving;
+mod transfer;
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, sockopt};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::deadline::{after, has_come, later, poll_until, readable};
@@ -217,62 +217,11 @@ impl Connection {
         true
     }
 
-    pub(crate) fn has_unread(&self) -> bool {
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        recv(self.descriptor(), &mut [0], flags).is_ok_and(|count| count > 0)
-    }
-
-    /// Reads what has come, or waits for input until the deadline, which is an error; 0 is the end of the
-    /// input.
-    pub(crate) fn read(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
-        loop {
-            match recv(self.descriptor(), buffer, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN | Errno::EINTR) => self.wait_for(PollFlags::POLLIN, deadline)?,
-                result => return Ok(result?),
-            }
-        }
-    }
-
-    /// Writes everything. It is an error when the client takes nothing of it for as long as `patience`.
-    pub(crate) fn write_all(&self, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
-        // Not SIGPIPE, which an embedding program may have set back to its deadly default.
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        while !bytes.is_empty() {
-            match send(self.descriptor(), bytes, flags) {
-                Ok(count) => bytes = &bytes[count..],
-                Err(Errno::EAGAIN | Errno::EINTR) => self.wait_for(PollFlags::POLLOUT, after(patience))?,
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes the write side, and reads until the client has closed its own, or until the deadline.
-    ///
-    /// A plain close with unread input, or with input still to come, makes the kernel send a reset, which
-    /// can destroy the response before the client has read it (RFC 9112 section 9.6).
-    // Not inlined, or its buffer lies on the stack of every idle connection.
-    #[inline(never)]
-    pub(crate) fn linger(&self, deadline: Instant) {
-        if shutdown(self.descriptor(), Shutdown::Write).is_err() {
-            return;
-        }
-        self.set_idle(Some(Instant::now()));
-        self.registry.offer_capacity();
-        let mut discarded = [0; 4096];
-        while Instant::now() < deadline && self.read(&mut discarded, deadline).is_ok_and(|count| count > 0) {}
-    }
-
     /// Ends the connection, unless it may be another process's already.
     pub(super) fn cut(&self) {
         if !matches!(*self.activity(), Activity::Moving) {
             let _ = shutdown(self.descriptor(), Shutdown::Both);
         }
-    }
-
-    fn wait_for(&self, what: PollFlags, deadline: Instant) -> io::Result<()> {
-        let has_come = poll_until(&mut [PollFd::new(self.socket.as_fd(), what)], Some(deadline));
-        if has_come { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 
     pub(super) fn activity(&self) -> MutexGuard<'_, Activity> {
