@@ -3,7 +3,6 @@
 use std::io::{Cursor, ErrorKind};
 use std::process;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::thread;
 use std::time::Duration;
 
 use handover::{Handler, Header, Method, Options, Request, Response, ResponseBox};
@@ -18,6 +17,7 @@ const VERSION: &str = concat!("handover ", env!("CARGO_PKG_VERSION"));
 const LARGEST_ECHO: u64 = 8 << 20;
 
 const TEST_DURATION: Duration = Duration::from_secs(5);
+const LONGEST_SLEEP: Duration = Duration::from_secs(60 * 60);
 
 /// The routes, and the configuration that they come from.
 pub(crate) struct Routes {
@@ -36,8 +36,13 @@ impl Routes {
         }
     }
 
-    fn message_after(&self, delay: Duration) -> ResponseBox {
-        thread::sleep(delay);
+    /// Returns early if the client leaves.
+    fn message_after(&self, request: &Request, delay: Duration) -> ResponseBox {
+        request.wait_for_hangup(delay);
+        self.message()
+    }
+
+    fn message(&self) -> ResponseBox {
         let message = Arc::clone(&self.message.read().unwrap_or_else(PoisonError::into_inner));
         let length = message.len();
         text(200, "").with_data(Cursor::new(message), Some(length)).boxed()
@@ -64,15 +69,17 @@ impl Handler for Routes {
         }
         match path {
             "/hello" => text(200, format!("Hello from {}!\n", process::id())),
-            "/test" => self.message_after(TEST_DURATION),
+            "/test" => self.message_after(request, TEST_DURATION),
             "/sleep" => match duration(query) {
-                Some(duration) => self.message_after(duration),
-                None => text(400, "expected ?duration= with a time such as 1s, 500ms or 1m\n"),
+                Some(duration) => self.message_after(request, duration),
+                None => {
+                    text(400, "expected ?duration= with a time such as 1s, 500ms or 1m, an hour at most\n")
+                }
             },
             "/echo" => echo(request),
             "/healthz" if request.is_draining() => text(503, format!("draining\n{VERSION}\n")),
             "/healthz" => text(200, format!("ok\n{VERSION}\n")),
-            _ => self.message_after(Duration::ZERO),
+            _ => self.message(),
         }
     }
 
@@ -94,7 +101,7 @@ fn body(message: &str) -> Arc<[u8]> {
 
 fn duration(query: &str) -> Option<Duration> {
     let value = query.split('&').find_map(|parameter| parameter.strip_prefix("duration="))?;
-    humantime::parse_duration(value).ok()
+    humantime::parse_duration(value).ok().filter(|duration| *duration <= LONGEST_SLEEP)
 }
 
 fn echo(request: &mut Request) -> ResponseBox {

@@ -2,12 +2,14 @@
 
 use std::io::Read;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tiny_http::{HTTPVersion, Header, Method, ResponseBox};
 
 use super::body::Body;
 use super::head::Head;
 use super::input::Input;
+use crate::deadline::after;
 use crate::options::Options;
 use crate::server::address::Address;
 use crate::server::connection::Peer;
@@ -139,6 +141,16 @@ impl Request {
     /// [`FileTooLarge`]: std::io::ErrorKind::FileTooLarge
     pub fn limit_body(&mut self, bytes: u64) {
         self.body.limit = bytes;
+    }
+
+    /// Waits until the client has ended its side of the connection, at most for `timeout`, and returns whether
+    /// it has. A handler that waits for something, as in a long poll, can end when nobody waits for it any
+    /// more; a zero timeout is a look.
+    ///
+    /// A client may have ended only its sending side, and still read the response. That cannot be told from a
+    /// client that has left, so it is up to the handler; what it returns is sent in either case.
+    pub fn wait_for_hangup(&self, timeout: Duration) -> bool {
+        self.body.input.connection.wait_for_hangup(after(timeout))
     }
 
     /// Whether the process is draining: it no longer accepts connections, because it has handed over or is

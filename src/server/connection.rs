@@ -128,7 +128,11 @@ impl Connection {
     pub(crate) fn is_ending(&self) -> bool {
         (self.is_draining() && !self.is_moving())
             || self.registry.capacity_wanted.load(Ordering::Relaxed)
-            || matches!(*self.activity(), Activity::InFlight { evicted: true })
+            || self.is_evicted()
+    }
+
+    fn is_evicted(&self) -> bool {
+        matches!(*self.activity(), Activity::InFlight { evicted: true })
     }
 
     /// Whether it is to be moved to the other process of a handover when no request is in flight.

@@ -212,4 +212,28 @@ mod tests {
         emptied.recv().unwrap();
         assert_eq!((server.open(), server.in_flight()), (0, 0));
     }
+
+    #[test]
+    fn only_the_client_hangs_up() {
+        let (hung_up, look) = mpsc::channel();
+        let serve = move |connection: &Arc<Connection>| {
+            assert_eq!(connection.read_request(&mut [0], PATIENCE).unwrap(), 0);
+            let has_hung_up = || connection.wait_for_hangup(after(Duration::ZERO));
+            hung_up.send(connection.in_flight(has_hung_up)).unwrap();
+        };
+        let listeners = Listener::bind_all(&["127.0.0.1:0".to_owned()], 0).unwrap();
+        let address = listeners[0].address().to_string();
+        let mut server = Server::new(listeners, Arc::default(), serve, || ()).unwrap();
+        server.accept();
+        for is_evicted in [true, false] {
+            let client = TcpStream::connect(&address).unwrap();
+            let evict = || server.registry.open().values().any(|connection| connection.evict());
+            while is_evicted && !evict() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let client = Some(client).filter(|_| is_evicted);
+            assert_eq!(look.recv().unwrap(), !is_evicted);
+            drop(client);
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::server::{PATIENCE, Server, exited, wait_for_end};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
@@ -99,4 +99,30 @@ fn the_time_for_a_head_begins_with_an_empty_line_before_it() {
     // Here one has.
     let trickle = Trickle::start(&server, "\r\n", "G", OFTEN);
     assert!(trickle.rest().starts_with("HTTP/1.1 408 "));
+}
+
+#[test]
+fn a_client_that_sleeps_is_let_go_when_it_leaves() {
+    let server = Server::start(&["--max-connections", "1"]);
+    let mut client = Client::connect(server.address).unwrap();
+    client.send("GET /sleep?duration=1h HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    server.expect("GET /sleep");
+    drop(client);
+    assert_eq!(server.get("/"), "Hello World");
+
+    let reply = client::get(server.address, "/sleep?duration=3601s").unwrap();
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains("an hour"), "{}", reply.text());
+}
+
+#[test]
+fn a_client_that_sleeps_and_has_only_ended_its_input_is_answered_at_once() {
+    let server = Server::start(&[]);
+    let stream = TcpStream::connect(server.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    (&stream).write_all(b"GET /sleep?duration=1h HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut response = String::new();
+    (&stream).read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("Hello World"), "{response}");
 }

@@ -1,6 +1,8 @@
 //! Well-formed requests, and what handlers make of them.
 
 use std::io::{self, Cursor, ErrorKind, Read, Write};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use tiny_http::{Header, Method, Response, ResponseBox, StatusCode};
 
@@ -201,4 +203,23 @@ fn a_handler_sees_the_request_as_it_was_sent() {
     });
     let fields = b"Host: t\r\nUser-Agent: a\xc3\xa4\xff%\r\nContent-Length: 2\r\n";
     assert_eq!(talk(address, [b"PATCH /a?b=c HTTP/1.1\r\n", &fields[..], b"\r\nhi"].concat()), ok("ok"));
+}
+
+#[test]
+fn a_handler_notices_that_the_client_hangs_up() {
+    let (looked, look) = mpsc::channel();
+    let (_server, address) = serve(Limits::default(), move |request| {
+        looked.send(request.wait_for_hangup(Duration::ZERO)).unwrap();
+        looked.send(request.wait_for_hangup(Duration::MAX)).unwrap();
+        plain("ok")
+    });
+    // What has not been read is no obstacle, and a client that has only ended its input gets its answer.
+    let stream = send(address, get("/") + "GET");
+    assert!(!look.recv().unwrap());
+    assert_eq!(end(&stream), ok("ok"));
+    assert!(look.recv().unwrap());
+    let stream = send(address, get("/"));
+    assert!(!look.recv().unwrap());
+    drop(stream);
+    assert!(look.recv().unwrap());
 }

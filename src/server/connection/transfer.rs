@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::libc::POLLRDHUP;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
@@ -40,6 +41,13 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the client has ended its side, or until the deadline, and returns whether it has.
+    pub(crate) fn wait_for_hangup(&self, deadline: Instant) -> bool {
+        // The input of an evicted connection has been ended here: then it is too early to tell.
+        let end_of_input = if self.is_evicted() { 0 } else { POLLRDHUP };
+        self.wait_for(PollFlags::from_bits_retain(end_of_input), deadline).is_ok()
     }
 
     /// Closes the write side, and reads until the client has closed its own, or until the deadline.
