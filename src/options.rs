@@ -75,6 +75,10 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// How long a client may take nothing of a response. Default: 30 s.
     pub write_timeout: Duration,
+    /// The bytes a second that a client must send of a request body, once it has been waited for as long as
+    /// `body_timeout` in all, and take of a response, once it has been waited for as long as `write_timeout`.
+    /// Only the time for which it is waited counts. Default: 500.
+    pub min_rate: u64,
 }
 
 impl Default for Limits {
@@ -85,6 +89,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(75),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
+            min_rate: 500,
         }
     }
 }

@@ -85,6 +85,10 @@ static FLAGS: [Flag; 24] = [
         .help("Time for a client to send more of a request body [30s]"),
     Flag::new("    --write-timeout TIME", |s, v| time(v).map(|v| s.options.limits.write_timeout = v))
         .help("Time for a client to take more of a response [30s]"),
+    Flag::new("    --min-rate BYTES", |s, v| {
+        parsed(v, "a number of bytes a second").map(|v| s.options.limits.min_rate = v)
+    })
+    .help("Bytes a second that a client must send or take after these times [500]"),
     Flag::new("    --log-level LEVEL", |s, v| {
         parsed(v, "off, error, warn, info or debug").map(|v| s.log_level = v)
     })

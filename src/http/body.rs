@@ -1,14 +1,15 @@
 //! The body of a request: decoded while it is read, and skipped as far as it is not.
 
 use std::io::{self, Read};
-use std::time::Instant;
 
 use httparse::Status;
 
 use super::head::Framing;
 use super::input::{Input, LARGEST_PIECE};
 use super::refusal::Refusal;
-use crate::deadline::after;
+use crate::options::Limits;
+use crate::server::connection::Connection;
+use crate::server::pace::Pace;
 
 /// The longest line with the size of a chunk, in bytes. The rest of it can only be extensions, which are
 /// ignored.
@@ -20,6 +21,8 @@ const MALFORMED: Refusal = Refusal::new(400, "malformed chunked body");
 pub(crate) struct Body {
     pub(super) input: Input,
     progress: Progress,
+    /// How fast the client must send it.
+    pace: Pace,
     /// The client waits for `100 Continue`, which has not been sent.
     continue_owed: bool,
     /// How many more bytes the handler accepts.
@@ -46,7 +49,8 @@ impl Body {
             Framing::Chunked => Progress::ChunkSize,
         };
         let continue_owed = expects_continue && progress != Progress::Length(0) && input.unused().is_empty();
-        Body { input, progress, continue_owed, limit: u64::MAX }
+        let pace = Pace::new(input.limits.body_timeout, input.limits.min_rate);
+        Body { input, progress, pace, continue_owed, limit: u64::MAX }
     }
 
     /// Reads the size of the first chunk, unless the client waits for `100 Continue`, so that a request that
@@ -87,27 +91,24 @@ impl Body {
             && (!self.input.unused().is_empty() || self.input.connection.has_unread())
     }
 
-    /// Discards the rest: within `limit` bytes, and within the time for which a client may send nothing.
+    /// Discards the rest: within `limit` bytes, and waiting for the client no longer than a step may take.
     // Not inlined, or its buffer lies on the stack of every idle connection.
     #[inline(never)]
     pub(crate) fn skip(&mut self, limit: u64) -> io::Result<()> {
         self.limit = limit;
-        let deadline = after(self.input.limits.body_timeout);
+        self.pace = Pace::new(self.input.limits.body_timeout, u64::MAX);
         let mut piece = [0; 4096];
-        while Instant::now() < deadline {
-            if self.read(&mut piece)? == 0 {
-                return Ok(());
-            }
-        }
-        Err(io::ErrorKind::TimedOut.into())
+        while self.read(&mut piece)? > 0 {}
+        Ok(())
     }
 
     fn send_continue(&mut self) -> io::Result<()> {
         if !std::mem::take(&mut self.continue_owed) {
             return Ok(());
         }
-        let patience = self.input.limits.write_timeout;
-        self.input.connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n", patience)
+        let Limits { write_timeout, min_rate, .. } = self.input.limits;
+        let mut pace = Pace::new(write_timeout, min_rate);
+        self.input.connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n", &mut pace)
     }
 
     /// Reads some of the body; 0 bytes at its end.
@@ -124,7 +125,8 @@ impl Body {
                 }
                 Progress::Length(left) | Progress::Chunk(left) => {
                     let most = target.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                    let read = self.input.read(&mut target[..most], after(self.input.limits.body_timeout))?;
+                    self.pace.begin_step();
+                    let read = self.input.read(&mut target[..most], &mut self.pace)?;
                     *left -= read as u64;
                     return Ok(read);
                 }
@@ -145,8 +147,9 @@ impl Body {
     }
 
     fn parse<T>(&mut self, longest: usize, parse: fn(&[u8]) -> Option<Parsed<T>>) -> io::Result<T> {
-        let deadline = after(self.input.limits.body_timeout);
-        self.input.parse(deadline, |bytes| match parse(bytes) {
+        self.pace.begin_step();
+        let read = |connection: &Connection, buffer: &mut [u8]| connection.read_paced(buffer, &mut self.pace);
+        self.input.parse(read, |bytes| match parse(bytes) {
             Some(Status::Complete((length, value))) if length <= longest => Ok(Some((length, value))),
             Some(Status::Partial) if bytes.len() <= longest => Ok(None),
             _ => Err(MALFORMED),

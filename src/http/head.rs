@@ -13,6 +13,7 @@ use tiny_http::{HTTPVersion, Header, Method};
 use super::input::{Input, LARGEST_PIECE};
 use super::refusal::Refusal;
 use super::target::{Target, is_host};
+use crate::server::connection::Connection;
 
 /// The most header fields of a request.
 const MOST_HEADERS: usize = 100;
@@ -55,7 +56,8 @@ impl Head {
     /// request, which is then still in the input, or because the connection has failed or ended.
     pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Head> {
         const TOO_SLOW: Refusal = Refusal::new(408, "the request head did not come in time");
-        input.parse(deadline, Head::parse).map_err(|error| match error.kind() {
+        let read = |connection: &Connection, buffer: &mut [u8]| connection.read(buffer, deadline);
+        input.parse(read, Head::parse).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => io::Error::other(TOO_SLOW),
             _ => error,
         })

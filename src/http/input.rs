@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::refusal::Refusal;
 use crate::options::Limits;
 use crate::server::connection::Connection;
+use crate::server::pace::Pace;
 
 /// The largest head of a request in bytes, and the largest piece that is parsed as a whole.
 pub(crate) const LARGEST_PIECE: usize = 16 * 1024;
@@ -78,11 +79,11 @@ impl Input {
     /// Parses what is at the beginning of the input, and uses it. While that is not complete, `parse` returns
     /// `None`; then its length and what it says.
     ///
-    /// It fails with `UnexpectedEof` at the end of the input, with `TimedOut` at the deadline, with what
-    /// recv(2) fails with, or with what `parse` does.
+    /// It fails with `UnexpectedEof` at the end of the input, with what `read` fails with, or with what
+    /// `parse` does.
     pub(crate) fn parse<T>(
         &mut self,
-        deadline: Instant,
+        mut read: impl FnMut(&Connection, &mut [u8]) -> io::Result<usize>,
         parse: impl Fn(&[u8]) -> Result<Option<(usize, T)>, Refusal>,
     ) -> io::Result<T> {
         loop {
@@ -91,7 +92,7 @@ impl Input {
                 self.used += length;
                 return Ok(value);
             }
-            self.fill(|connection, buffer| connection.read(buffer, deadline)).and_then(not_ended)?;
+            self.fill(&mut read).and_then(not_ended)?;
         }
     }
 
@@ -107,12 +108,12 @@ impl Input {
         read
     }
 
-    /// Reads into `target` from the buffer or, if that is empty, from the connection. It fails as
-    /// [`parse`](Self::parse) does.
-    pub(crate) fn read(&mut self, target: &mut [u8], deadline: Instant) -> io::Result<usize> {
+    /// Reads into `target` from the buffer or, if that is empty, from the connection; at the end of the input
+    /// it fails with `UnexpectedEof`.
+    pub(crate) fn read(&mut self, target: &mut [u8], pace: &mut Pace) -> io::Result<usize> {
         let unused = self.unused();
         if unused.is_empty() {
-            return self.connection.read(target, deadline).and_then(not_ended);
+            return self.connection.read_paced(target, pace).and_then(not_ended);
         }
         let count = unused.len().min(target.len());
         target[..count].copy_from_slice(&unused[..count]);

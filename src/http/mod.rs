@@ -79,7 +79,7 @@ enum Then {
 /// Reads one request and answers it. It fails if the connection does, or ends within the head of the request.
 fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
     let connection = Arc::clone(&input.connection);
-    let mut reply = Reply::new(&connection, input.limits.write_timeout);
+    let mut reply = Reply::new(&connection, &input.limits);
     let deadline = later(input.begin.unwrap_or(reply.begin), input.limits.head_timeout);
     let head = match Head::read(&mut input, deadline) {
         Ok(head) => head,

@@ -128,8 +128,8 @@ impl Request {
     /// # Errors
     ///
     /// Reading fails with `UnexpectedEof` if the client ends the connection before the body, with
-    /// `TimedOut` if it sends nothing for [`body_timeout`](crate::Limits::body_timeout), and with
-    /// `InvalidData` if the chunks are malformed. The client is then answered with 400 or 408, whatever the
+    /// `TimedOut` if it sends nothing for [`body_timeout`](crate::Limits::body_timeout) or less than
+    /// [`min_rate`](crate::Limits::min_rate), and with `InvalidData` if the chunks are malformed. The client is then answered with 400 or 408, whatever the
     /// handler returns. It fails with `FileTooLarge` beyond the limit of [`limit_body`](Self::limit_body).
     pub fn as_reader(&mut self) -> &mut dyn Read {
         &mut self.body

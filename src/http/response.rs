@@ -6,7 +6,7 @@
 
 use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use httpdate::HttpDate;
 use log::Level;
@@ -15,7 +15,9 @@ use tiny_http::{Header, ResponseBox, StatusCode};
 use super::access;
 use super::head::Head;
 use super::refusal::{INTERNAL_ERROR, Refusal};
+use crate::options::Limits;
 use crate::server::connection::Connection;
+use crate::server::pace::Pace;
 
 /// How many bytes of a response are collected before they are written: a small one is sent in one piece.
 const PIECE: usize = 16 * 1024;
@@ -25,8 +27,8 @@ pub(crate) struct Reply<'a> {
     connection: &'a Connection,
     /// When the first bytes of the request had come.
     pub(super) begin: Instant,
-    /// For how long the client may take nothing of the response.
-    patience: Duration,
+    /// How fast the client must take the response.
+    pace: Pace,
     /// The method is HEAD: there is no body.
     pub(super) is_head: bool,
     /// The client knows no chunks, and takes a connection for closed unless the response says otherwise.
@@ -57,9 +59,10 @@ enum Failure {
 
 impl<'a> Reply<'a> {
     /// The reply to a request that begins now, and of which nothing is known yet.
-    pub(crate) fn new(connection: &'a Connection, patience: Duration) -> Reply<'a> {
+    pub(crate) fn new(connection: &'a Connection, limits: &Limits) -> Reply<'a> {
+        let pace = Pace::new(limits.write_timeout, limits.min_rate);
         let (begin, out) = (Instant::now(), Vec::with_capacity(512));
-        Reply { connection, begin, patience, is_head: false, http_1_0: false, last: false, out, sent: 0 }
+        Reply { connection, begin, pace, is_head: false, http_1_0: false, last: false, out, sent: 0 }
     }
 
     /// Answers in place of the handler, as the last response on its connection.
@@ -73,7 +76,7 @@ impl<'a> Reply<'a> {
     ///
     /// Returns whether the connection can go on: not if its end is that of the response, nor if the body has
     /// failed half way, of which nothing else can inform the client. It fails if the client cannot be written
-    /// to, with `TimedOut` if it has taken nothing for too long.
+    /// to, with `TimedOut` if it is too slow.
     pub(crate) fn send(mut self, head: Option<&Head>, response: ResponseBox) -> io::Result<bool> {
         let status = response.status_code().0;
         let delimiter = self.delimiter(&response);
@@ -198,7 +201,7 @@ impl<'a> Reply<'a> {
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
-        self.connection.write_all(&self.out, self.patience).map_err(Failure::Client)?;
+        self.connection.write_all(&self.out, &mut self.pace).map_err(Failure::Client)?;
         self.sent += self.out.len();
         self.out.clear();
         Ok(())

@@ -5,6 +5,7 @@ mod acceptor;
 pub(crate) mod address;
 pub(crate) mod connection;
 pub(crate) mod listener;
+pub(crate) mod pace;
 pub(crate) mod registry;
 mod workers;
 
@@ -180,13 +181,14 @@ mod tests {
 
     use super::*;
     use crate::deadline::after;
+    use crate::server::pace::Pace;
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
     #[test]
     fn connections_are_accepted_when_they_should_be_and_counted_until_they_end() {
         let serve = |connection: &Arc<Connection>| {
-            connection.write_all(b"!", PATIENCE).unwrap();
+            connection.write_all(b"!", &mut Pace::new(PATIENCE, 0)).unwrap();
             let count = connection.in_flight(|| connection.read(&mut [0], after(PATIENCE)));
             assert_eq!(count.unwrap(), 1, "as it should be");
         };

@@ -126,3 +126,29 @@ fn a_client_that_sleeps_and_has_only_ended_its_input_is_answered_at_once() {
     (&stream).read_to_string(&mut response).unwrap();
     assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("Hello World"), "{response}");
 }
+
+#[test]
+fn a_body_that_trickles_in_is_refused() {
+    let server = Server::start(&["--body-timeout", "500ms"]);
+    let head = |framing| format!("POST /echo HTTP/1.1\r\nHost: test\r\n{framing}\r\n\r\n");
+    let (sized, chunked) = (head("Content-Length: 100000"), head("Transfer-Encoding: chunked"));
+    let trickles = [
+        (sized, "x"),
+        (chunked.clone(), "1\r\nx\r\n"),
+        (format!("{chunked}1;"), "x"),
+        (format!("{chunked}0\r\nX: "), "x"),
+    ]
+    .map(|(begin, again)| Trickle::start(&server, &begin, again, Duration::from_millis(100)));
+    for trickle in trickles {
+        let response = trickle.rest();
+        assert!(response.starts_with("HTTP/1.1 408 "), "{response:?}");
+    }
+}
+
+#[test]
+fn a_body_that_no_handler_reads_is_given_up_if_it_trickles_in() {
+    let server = Server::start(&["--body-timeout", "500ms", "--min-rate", "0"]);
+    let head = "POST /hello HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n\r\n";
+    let trickle = Trickle::start(&server, head, "x", Duration::from_millis(100));
+    assert!(trickle.rest().starts_with("HTTP/1.1 405 "));
+}

@@ -2,10 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use super::{CHUNKED, describe, get, ok, ok_last, plain, post, rest, send, serve, talk};
+use super::{CHUNKED, describe, end, get, ok, ok_last, plain, post, rest, send, serve, talk};
 use crate::options::Limits;
 
 const SHORT: Duration = Duration::from_millis(50);
@@ -203,4 +204,44 @@ fn a_client_that_takes_nothing_of_its_response_is_given_up() {
     let mut received = Vec::new();
     let _ = stream.read_to_end(&mut received);
     assert!(received.len() < 50_000_000);
+}
+
+#[test]
+fn a_client_that_takes_its_response_too_slowly_is_given_up() {
+    let limits = Limits { write_timeout: 20 * SHORT, min_rate: 1_000_000_000, ..Limits::default() };
+    let (server, address) = serve(limits, |_| plain("x".repeat(50_000_000)));
+    let mut stream = send(address, get("/"));
+    let mut received = 0;
+    loop {
+        // In every step it takes something.
+        match stream.read(&mut [0; 65_536]) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => received += count,
+        }
+        if server.open() > 0 {
+            thread::sleep(SHORT / 10);
+        }
+    }
+    assert!(received < 50_000_000);
+}
+
+#[test]
+fn the_time_that_a_handler_takes_is_not_that_of_its_client() {
+    let limits = Limits { body_timeout: 20 * SHORT, min_rate: u64::MAX, ..Limits::default() };
+    let (reading, read) = mpsc::channel();
+    let (_server, address) = serve(limits, move |request| {
+        for _ in 0..3 {
+            thread::sleep(8 * SHORT);
+            reading.send(()).unwrap();
+            request.as_reader().read_exact(&mut [0]).unwrap();
+        }
+        plain("ok")
+    });
+    let mut stream = send(address, post("/", "Content-Length: 3\r\n\r\n"));
+    for () in read.iter().take(3) {
+        // So that it has to wait for a moment.
+        thread::sleep(SHORT);
+        stream.write_all(b"x").unwrap();
+    }
+    assert_eq!(end(&stream), ok("ok"));
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc::POLLRDHUP;
@@ -10,7 +10,8 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
 use super::Connection;
-use crate::deadline::{after, poll_until};
+use crate::deadline::poll_until;
+use crate::server::pace::Pace;
 
 impl Connection {
     pub(crate) fn has_unread(&self) -> bool {
@@ -21,22 +22,38 @@ impl Connection {
     /// Reads what has come, or waits for input until the deadline, which is an error; 0 is the end of the
     /// input.
     pub(crate) fn read(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
+        self.receive(buffer, || self.wait_for(PollFlags::POLLIN, deadline))
+    }
+
+    /// The same for a body.
+    pub(crate) fn read_paced(&self, buffer: &mut [u8], pace: &mut Pace) -> io::Result<usize> {
+        let wait = || pace.wait(|deadline| self.wait_for(PollFlags::POLLIN, deadline));
+        self.receive(buffer, wait).inspect(|&count| pace.count(count))
+    }
+
+    fn receive(&self, buffer: &mut [u8], mut wait: impl FnMut() -> io::Result<()>) -> io::Result<usize> {
         loop {
             match recv(self.descriptor(), buffer, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN | Errno::EINTR) => self.wait_for(PollFlags::POLLIN, deadline)?,
+                Err(Errno::EAGAIN | Errno::EINTR) => wait()?,
                 result => return Ok(result?),
             }
         }
     }
 
-    /// Writes everything. It is an error when the client takes nothing of it for as long as `patience`.
-    pub(crate) fn write_all(&self, mut bytes: &[u8], patience: Duration) -> io::Result<()> {
+    /// Writes everything; it is an error when the client takes it too slowly.
+    pub(crate) fn write_all(&self, mut bytes: &[u8], pace: &mut Pace) -> io::Result<()> {
         // Not SIGPIPE, which an embedding program may have set back to its deadly default.
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         while !bytes.is_empty() {
             match send(self.descriptor(), bytes, flags) {
-                Ok(count) => bytes = &bytes[count..],
-                Err(Errno::EAGAIN | Errno::EINTR) => self.wait_for(PollFlags::POLLOUT, after(patience))?,
+                Ok(count) => {
+                    bytes = &bytes[count..];
+                    pace.count(count);
+                    pace.begin_step();
+                }
+                Err(Errno::EAGAIN | Errno::EINTR) => {
+                    pace.wait(|deadline| self.wait_for(PollFlags::POLLOUT, deadline))?;
+                }
                 Err(errno) => return Err(errno.into()),
             }
         }
