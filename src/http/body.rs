@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use httparse::Status;
 
-use super::head::Framing;
+use super::head::{Framing, Head};
 use super::input::{Input, LARGEST_PIECE};
 use super::refusal::Refusal;
 use crate::options::Limits;
@@ -42,12 +42,40 @@ enum Progress {
     Broken(io::ErrorKind),
 }
 
-impl Body {
-    pub(crate) fn new(input: Input, framing: Framing, expects_continue: bool) -> Body {
-        let progress = match framing {
+impl Progress {
+    fn begin(framing: Framing) -> Progress {
+        match framing {
             Framing::Length(length) => Progress::Length(length),
             Framing::Chunked => Progress::ChunkSize,
-        };
+        }
+    }
+
+    /// What is behind the body, if these bytes have all of it.
+    fn behind(mut self, mut bytes: &[u8]) -> Option<&[u8]> {
+        loop {
+            (self, bytes) = match self {
+                Progress::Length(length) => return bytes.get(usize::try_from(length).ok()?..),
+                Progress::Chunk(left) => {
+                    let end = bytes.get(usize::try_from(left).ok()?..)?;
+                    (Progress::ChunkSize, end.strip_prefix(b"\r\n")?)
+                }
+                Progress::ChunkSize => match chunk_line(bytes)? {
+                    Status::Complete((length, 0)) => {
+                        let Status::Complete((end, ())) = trailers(&bytes[length..])? else { return None };
+                        (Progress::Length(0), &bytes[length + end..])
+                    }
+                    Status::Complete((length, size)) => (Progress::Chunk(size), &bytes[length..]),
+                    Status::Partial => return None,
+                },
+                Progress::Broken(_) => return None,
+            }
+        }
+    }
+}
+
+impl Body {
+    pub(crate) fn new(input: Input, framing: Framing, expects_continue: bool) -> Body {
+        let progress = Progress::begin(framing);
         let continue_owed = expects_continue && progress != Progress::Length(0) && input.unused().is_empty();
         let pace = Pace::new(input.limits.body_timeout, input.limits.min_rate);
         Body { input, progress, pace, continue_owed, limit: u64::MAX }
@@ -85,10 +113,16 @@ impl Body {
         }
     }
 
-    /// Whether the body is complete, and something behind it has come: the beginning of the next request.
+    /// Whether all of the body, and behind it another whole request, have been read.
     pub(crate) fn is_followed(&self) -> bool {
-        self.progress == Progress::Length(0)
-            && (!self.input.unused().is_empty() || self.input.connection.has_unread())
+        let Some(rest) = self.progress.behind(self.input.unused()) else { return false };
+        let blank = rest.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        match Head::parse(&rest[blank..]) {
+            Ok(Some((length, head))) => {
+                Progress::begin(head.framing).behind(&rest[blank + length..]).is_some()
+            }
+            _ => false,
+        }
     }
 
     /// Discards the rest: within `limit` bytes, and waiting for the client no longer than a step may take.

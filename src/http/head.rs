@@ -67,7 +67,7 @@ impl Head {
     /// it is parsed from its beginning, so that what cannot become a request is refused at once.
     // Not inlined, or its buffer lies on the stack of every idle connection.
     #[inline(never)]
-    fn parse(bytes: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
         // httparse would pass over any number of them.
         if let [b'\n', ..] | [b'\r', b'\n', ..] = bytes {
             return Err(Refusal::new(400, "more than 4 empty lines before the request"));

@@ -25,6 +25,8 @@ pub(crate) struct Input {
     pub(super) limits: Limits,
     /// When the head of the present request began, if that was with an empty line.
     pub(super) begin: Option<Instant>,
+    /// The connection ends when the requests that have been read are answered.
+    ending: bool,
     buffer: Vec<u8>,
     /// How many bytes of the buffer have been used.
     used: usize,
@@ -32,7 +34,7 @@ pub(crate) struct Input {
 
 impl Input {
     pub(crate) fn new(connection: Arc<Connection>, limits: Limits) -> Input {
-        Input { connection, limits, begin: None, buffer: Vec::new(), used: 0 }
+        Input { connection, limits, begin: None, ending: false, buffer: Vec::new(), used: 0 }
     }
 
     /// What has been read and not used.
@@ -74,6 +76,23 @@ impl Input {
             self.buffer.insert(self.used, b'\r');
         }
         Ok(true)
+    }
+
+    /// Whether the connection is to end. When that turns out, what has come is read, so that it can be answered;
+    /// nothing more is, or a client that always has its next request there would keep its connection.
+    pub(crate) fn is_ending(&mut self) -> bool {
+        if !self.ending && self.connection.is_ending() {
+            self.ending = true;
+            while self.unused().len() < LARGEST_PIECE
+                && self.fill(Connection::read_available).is_ok_and(|read| read > 0)
+            {}
+        }
+        self.ending
+    }
+
+    /// Whether there is more, read or not.
+    pub(crate) fn goes_on(&self) -> bool {
+        !self.unused().is_empty() || self.connection.has_unread()
     }
 
     /// Parses what is at the beginning of the input, and uses it. While that is not complete, `parse` returns

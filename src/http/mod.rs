@@ -100,9 +100,9 @@ fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
     };
     reply.last = !head.keep_alive
         || !body.can_be_skipped(SKIP_LIMIT)
-        || (connection.is_ending() && !body.is_followed());
+        || (body.input.is_ending() && !body.is_followed());
     if !reply.send(Some(&head), response)? {
-        let is_over = !head.keep_alive && head.framing == Framing::Length(0) && !body.is_followed();
+        let is_over = !head.keep_alive && head.framing == Framing::Length(0) && !body.input.goes_on();
         return Ok(if is_over { Then::Close } else { Then::Linger });
     }
     match body.skip(SKIP_LIMIT) {

@@ -152,3 +152,57 @@ fn a_body_that_no_handler_reads_is_given_up_if_it_trickles_in() {
     let trickle = Trickle::start(&server, head, "x", Duration::from_millis(100));
     assert!(trickle.rest().starts_with("HTTP/1.1 405 "));
 }
+
+/// A client that always has its next request there, and reads what comes back.
+struct Pipeliner {
+    trickle: Trickle,
+    reader: JoinHandle<String>,
+}
+
+impl Pipeliner {
+    fn start(server: &Server) -> Pipeliner {
+        let trickle = Trickle::start(server, GET, GET.repeat(100), Duration::ZERO);
+        let stream = trickle.stream.try_clone().unwrap();
+        let reader = thread::spawn(move || {
+            let mut received = Vec::new();
+            let _ = (&stream).read_to_end(&mut received);
+            String::from_utf8(received).unwrap()
+        });
+        Pipeliner { trickle, reader }
+    }
+
+    /// Waits for the end of the connection. Every response is whole, and the last one says that it is.
+    fn expect_end(self) {
+        let received = self.reader.join().unwrap();
+        assert!(received.ends_with("\r\n\r\nHello World"), "{:?}", received.lines().last());
+        let (before, last) = received.rsplit_once("HTTP/1.1 200 OK").unwrap();
+        assert!(last.contains("\r\nConnection: close\r\n"), "{last:?}");
+        assert!(!before.contains("Connection: close"));
+        drop(self.trickle);
+    }
+}
+
+#[test]
+fn a_client_that_pipelines_makes_room_at_capacity() {
+    let server = Server::start_for_load(&["--max-connections", "1"]);
+    let pipeliner = Pipeliner::start(&server);
+    assert_eq!(server.get("/"), "Hello World");
+    pipeliner.expect_end();
+}
+
+#[test]
+fn a_client_that_pipelines_holds_up_no_drain_and_no_stop() {
+    let server = Server::start_for_load(&["--drain-timeout", "1h", "--no-move"]);
+    let pipeliner = Pipeliner::start(&server);
+    server.hand_over();
+    pipeliner.expect_end();
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+
+    let server = Server::start_for_load(&["--drain-timeout", "1h"]);
+    let pipeliner = Pipeliner::start(&server);
+    let successor = server.hand_over();
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+    server.signal(Signal::SIGTERM);
+    pipeliner.expect_end();
+    assert_eq!(wait_for_end(successor), exited(successor, 0));
+}

@@ -223,3 +223,42 @@ fn a_handler_notices_that_the_client_hangs_up() {
     drop(stream);
     assert!(look.recv().unwrap());
 }
+
+#[test]
+fn the_last_response_is_that_to_the_last_whole_request() {
+    let (mut server, address) = serve(Limits::default(), answer);
+    let chunks = CHUNKED.to_owned() + "3;x\r\nabc\r\n1\r\nd\r\n0\r\nT: t\r\n\r\n";
+    let (sized, chunked) = (post("/", "Content-Length: 3\r\n\r\nabc"), post("/", &chunks));
+    let (get, got) = (get("/"), ok("GET / []"));
+    let unread = |request: &str| request.replacen("/", "/unread", 1);
+    let long = post("/", "Content-Length: 9000\r\n\r\n") + &"x".repeat(9000);
+    for (whole, answers) in [
+        (get.clone(), got.clone()),
+        (get.repeat(5), got.repeat(5)),
+        (sized.repeat(2), ok("POST / [abc]").repeat(2)),
+        (chunked.repeat(2), ok("POST / [abcd]").repeat(2)),
+        (unread(&sized).repeat(2), ok("unread").repeat(2)),
+        (unread(&chunked).repeat(2), ok("unread").repeat(2)),
+        (get.clone() + "\r\n\n" + &get, got.repeat(2)),
+        (get.clone() + &long, got.clone() + &ok(&format!("POST / [{}]", "x".repeat(9000)))),
+    ] {
+        let (before, last) = answers.rsplit_once("\r\n\r\n").unwrap();
+        let expected = format!("{before}\r\nConnection: close\r\n\r\n{last}");
+        // What is behind them is no request, or not all of one.
+        for behind in
+            ["", "\r\n", &get[..20], &sized[..sized.len() - 1], &chunked[..chunked.len() - 1], "x\r\n"]
+        {
+            let mut stream = send(address, &get);
+            let mut received = String::new();
+            while !received.ends_with("GET / []") {
+                let mut piece = [0; 200];
+                let count = stream.read(&mut piece).unwrap();
+                received += str::from_utf8(&piece[..count]).unwrap();
+            }
+            server.drain(None);
+            stream.write_all((whole.clone() + behind).as_bytes()).unwrap();
+            assert_eq!(rest(&stream), expected, "{whole:?} {behind:?}");
+            server.accept();
+        }
+    }
+}

@@ -31,6 +31,11 @@ impl Connection {
         self.receive(buffer, wait).inspect(|&count| pace.count(count))
     }
 
+    /// Reads what has come, and fails if nothing has.
+    pub(crate) fn read_available(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.descriptor(), buffer, MsgFlags::MSG_DONTWAIT)?)
+    }
+
     fn receive(&self, buffer: &mut [u8], mut wait: impl FnMut() -> io::Result<()>) -> io::Result<usize> {
         loop {
             match recv(self.descriptor(), buffer, MsgFlags::MSG_DONTWAIT) {
