@@ -64,7 +64,9 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// How many connections may be open at a time. At capacity, the connection that has been idle for
-    /// longest is evicted; if none is idle, new ones wait in the kernel's queue. Default: 1024.
+    /// longest is evicted; if none is idle, one whose request head has been coming for longer than a second
+    /// is answered with 408, or than a tenth of `head_timeout` if that is less; if there is none, new ones
+    /// wait in the kernel's queue. Default: 1024.
     pub max_connections: usize,
     /// The time for a whole request head, however slowly it trickles in, and for the first byte on a new
     /// connection. An incomplete head is then answered with 408. Default: 10 s.

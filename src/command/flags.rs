@@ -37,7 +37,7 @@ RUST_LOG, if it is set, decides what is logged, instead of --log-level and
 ";
 
 /// Every option but `--help` and `--version`, in the order of `--help`.
-static FLAGS: [Flag; 24] = [
+static FLAGS: &[Flag] = &[
     Flag::new("    --listen ADDR", |s, v| address(v).map(|v| s.options.listen.push(v))).help(
         "Listen on HOST:PORT (port 0 is any), unix:PATH or unix:@NAME; may be repeated [127.0.0.1:3000]",
     ),
@@ -184,7 +184,7 @@ fn address(value: &OsStr) -> Result<String, Expected> {
 /// What `--help` prints, in lines of at most 80 columns.
 pub(super) fn help() -> String {
     let mut help = HELP_BEGIN.to_owned();
-    for flag in &FLAGS {
+    for flag in FLAGS {
         let mut line = format!("  {:26}", flag.usage);
         for word in flag.help.split(' ') {
             if line.len() + word.len() > 80 {
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn every_option_is_in_the_manual_and_its_default_in_the_help() {
         let manual = include_str!("../../man/handover.1");
-        for flag in &FLAGS {
+        for flag in FLAGS {
             let name = flag.name();
             let item = |line: &str| line.starts_with(".It Fl ") && line.contains(&format!("Fl -{name}"));
             assert!(manual.lines().any(item), "--{name} is not in the manual");

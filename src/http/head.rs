@@ -52,11 +52,13 @@ impl fmt::Display for Head {
 }
 
 impl Head {
-    /// Reads a head, of which the input has at least the first byte. It fails with a [`Refusal`] of the
-    /// request, which is then still in the input, or because the connection has failed or ended.
-    pub(crate) fn read(input: &mut Input, deadline: Instant) -> io::Result<Head> {
+    /// Reads a head, which began at that time, and of which the input has at least the first byte. It fails with
+    /// a [`Refusal`] of the request, which is then still in the input, or because the connection has failed or
+    /// ended.
+    pub(crate) fn read(input: &mut Input, begin: Instant) -> io::Result<Head> {
         const TOO_SLOW: Refusal = Refusal::new(408, "the request head did not come in time");
-        let read = |connection: &Connection, buffer: &mut [u8]| connection.read(buffer, deadline);
+        let patience = input.limits.head_timeout;
+        let read = |connection: &Connection, buffer: &mut [u8]| connection.read_head(buffer, begin, patience);
         input.parse(read, Head::parse).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => io::Error::other(TOO_SLOW),
             _ => error,

@@ -30,7 +30,7 @@ use self::head::{Framing, Head};
 use self::input::Input;
 use self::refusal::{INTERNAL_ERROR, Refusal};
 use self::response::Reply;
-use crate::deadline::{after, later};
+use crate::deadline::after;
 use crate::options::Limits;
 use crate::server::connection::Connection;
 
@@ -80,8 +80,8 @@ enum Then {
 fn exchange(mut input: Input, handler: &dyn Handler) -> io::Result<Then> {
     let connection = Arc::clone(&input.connection);
     let mut reply = Reply::new(&connection, &input.limits);
-    let deadline = later(input.begin.unwrap_or(reply.begin), input.limits.head_timeout);
-    let head = match Head::read(&mut input, deadline) {
+    let begin = input.begin.unwrap_or(reply.begin);
+    let head = match Head::read(&mut input, begin) {
         Ok(head) => head,
         Err(error) => {
             reply.is_head = input.unused().starts_with(b"HEAD ");

@@ -37,6 +37,8 @@ pub(crate) struct Registry {
     /// The accept loop waits for a connection to end or become idle. Until one has, each response is the
     /// last of its connection.
     pub(super) capacity_wanted: AtomicBool,
+    /// No idle connection can make room, so that the next one on which a request is slow to come is to.
+    evicts_slow: AtomicBool,
     /// Wakes the accept loop.
     pub(super) acceptor: EventFd,
 }
@@ -58,6 +60,7 @@ impl Registry {
             counts: Mutex::default(),
             idle_closed,
             capacity_wanted: AtomicBool::new(false),
+            evicts_slow: AtomicBool::new(false),
             acceptor: event()?,
         })
     }
@@ -120,25 +123,41 @@ impl Registry {
     }
 
     /// Has the accept loop woken when a connection ends or becomes idle. For that the idle one that can best
-    /// be spared is evicted, unless an evicted one is about to end.
+    /// be spared is evicted, unless an evicted one is about to end. If none is idle, or will be in a moment,
+    /// one [ends](Self::evicts_slow) on which a request is slow to come.
     pub(super) fn want_capacity(&self) {
+        self.evicts_slow.store(false, Ordering::SeqCst);
         self.capacity_wanted.store(true, Ordering::SeqCst);
         let open = self.open();
         let mut idle = Vec::new();
-        let mut may_evict_used = true;
+        let (mut may_evict_used, mut may_evict_slow) = (true, true);
         for connection in open.values() {
             match &*connection.activity() {
                 Activity::Evicted => return,
                 // It is spared for a moment only, and goes before one that has been of use.
-                Activity::Waiting { used: false, idle_since: None } => may_evict_used = false,
-                activity => idle.extend(activity.idleness().map(|idleness| (idleness, connection))),
+                Activity::Waiting { used: false, idle_since: None } => {
+                    (may_evict_used, may_evict_slow) = (false, false);
+                }
+                activity @ Activity::Waiting { idle_since: Some(_), .. } => match activity.idleness() {
+                    Some(idleness) => idle.push((idleness, connection)),
+                    // It lingers, and is spared for a moment, too.
+                    None => may_evict_slow = false,
+                },
+                _ => {}
             }
         }
         idle.sort_unstable_by_key(|&(idleness, _)| idleness);
         let mut idle = idle.into_iter().filter(|((used, _), _)| may_evict_used || !used);
         if idle.any(|(_, connection)| connection.evict()) {
             self.count(Counts { evicted: 1, ..Counts::default() });
+        } else {
+            self.evicts_slow.store(may_evict_slow, Ordering::SeqCst);
         }
+    }
+
+    /// Whether a connection on which a request is slow to come has to make room; of several, the first to ask.
+    pub(super) fn evicts_slow(&self) -> bool {
+        self.capacity_wanted.load(Ordering::SeqCst) && self.evicts_slow.swap(false, Ordering::SeqCst)
     }
 
     /// A connection has ended or become idle.

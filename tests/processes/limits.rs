@@ -206,3 +206,32 @@ fn a_client_that_pipelines_holds_up_no_drain_and_no_stop() {
     pipeliner.expect_end();
     assert_eq!(wait_for_end(successor), exited(successor, 0));
 }
+
+#[test]
+fn at_capacity_slow_heads_make_room() {
+    let server = Server::start(&["--max-connections", "4", "--head-timeout", "1h"]);
+    let start = || Trickle::start(&server, "GET / HTTP/1.1\r\nX: ", "x", OFTEN);
+    let slow: Vec<Trickle> = (0..4).map(|_| start()).collect();
+    (0..4).for_each(|_| drop(server.expect("connected")));
+    assert_eq!(server.get("/"), "Hello World");
+    server.expect("408 Request Timeout");
+    drop(slow);
+}
+
+#[test]
+fn a_slow_head_is_waited_for_while_an_idle_connection_can_make_room() {
+    let server = Server::start(&["--max-connections", "2", "--head-timeout", "1h"]);
+    let mut idle = server.idle_client();
+    let mut slow = Client::connect(server.address).unwrap();
+    slow.send("GET / HTTP/1.1\r\n").unwrap();
+    // Longer than a head may take at capacity.
+    thread::sleep(Duration::from_millis(1200));
+    for _ in 0..3 {
+        let mut client = server.idle_client();
+        server.expect_idle();
+        assert!(idle.rest().unwrap().is_empty());
+        std::mem::swap(&mut idle, &mut client);
+    }
+    slow.send("Host: test\r\n\r\n").unwrap();
+    assert_eq!(slow.receive().unwrap().status, 200);
+}

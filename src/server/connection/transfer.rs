@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc::POLLRDHUP;
@@ -10,8 +10,14 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
 use super::Connection;
-use crate::deadline::poll_until;
+use crate::deadline::{after, later, poll_until};
 use crate::server::pace::Pace;
+
+/// The most time for the head of a request if that is to make room for another connection.
+const SHORTENED: Duration = Duration::from_secs(1);
+
+/// How long a connection does not count as idle after its last response, which could still be on its way.
+const SPARED: Duration = Duration::from_millis(100);
 
 impl Connection {
     pub(crate) fn has_unread(&self) -> bool {
@@ -23,6 +29,30 @@ impl Connection {
     /// input.
     pub(crate) fn read(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
         self.receive(buffer, || self.wait_for(PollFlags::POLLIN, deadline))
+    }
+
+    /// The same for the head of a request, which began at that time and may take as long as `patience`, but no
+    /// longer than a tenth of that or a second if it is to make room for another connection.
+    pub(crate) fn read_head(
+        &self,
+        buffer: &mut [u8],
+        begin: Instant,
+        patience: Duration,
+    ) -> io::Result<usize> {
+        let (deadline, short) = (later(begin, patience), SHORTENED.min(patience / 10));
+        let mut look = later(begin, short);
+        self.receive(buffer, || {
+            while look < deadline {
+                if self.wait_for(PollFlags::POLLIN, look).is_ok() {
+                    return Ok(());
+                }
+                if self.registry.evicts_slow() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                look = after(short);
+            }
+            self.wait_for(PollFlags::POLLIN, deadline)
+        })
     }
 
     /// The same for a body.
@@ -82,7 +112,7 @@ impl Connection {
         if shutdown(self.descriptor(), Shutdown::Write).is_err() {
             return;
         }
-        self.set_idle(Some(Instant::now()));
+        self.set_idle(Some(after(SPARED)));
         self.registry.offer_capacity();
         let mut discarded = [0; 4096];
         while Instant::now() < deadline && self.read(&mut discarded, deadline).is_ok_and(|count| count > 0) {}
