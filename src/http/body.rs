@@ -129,6 +129,10 @@ impl Body {
     // Not inlined, or its buffer lies on the stack of every idle connection.
     #[inline(never)]
     pub(crate) fn skip(&mut self, limit: u64) -> io::Result<()> {
+        // Most often nothing is left, and then no buffer is needed.
+        if self.progress == Progress::Length(0) {
+            return Ok(());
+        }
         self.limit = limit;
         self.pace = Pace::new(self.input.limits.body_timeout, u64::MAX);
         let mut piece = [0; 4096];
