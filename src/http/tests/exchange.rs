@@ -127,10 +127,9 @@ fn requests_are_answered_in_order_even_if_they_come_byte_by_byte() {
                  \r\n\
                  PUT /3 HTTP/1.1\nHost: t\nTransfer-Encoding: chunked\n\n\
                  3\r\nabc\r\nA;name=value\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n\
-                 GET /4 HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n\
-                 GET /never HTTP/1.1\r\nHost: t\r\n\r\n";
+                 GET /4 HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n";
     let expected = [ok("GET /1 []"), ok("POST /2 [abc]"), ok("PUT /3 [abc0123456789]"), ok_last("GET /4 []")];
-    assert_eq!(talk(address, input), expected.concat());
+    assert_eq!(talk(address, input.to_owned() + &get("/never")), expected.concat());
     let mut stream = send(address, "");
     stream.set_nodelay(true).unwrap();
     for byte in input.bytes() {
