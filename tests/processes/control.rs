@@ -167,14 +167,14 @@ fn what_is_under_way_is_refused_with_the_reason() {
 fn the_socket_goes_with_whoever_serves() {
     let (server, control) = start(&[]);
     let inode = || fs::metadata(&control).unwrap().ino();
-    let mut client = server.idle_client();
+    let held = server.hold();
     let before = inode();
     let successor = server.hand_over();
     assert_ne!(inode(), before);
     signal_process(successor, Signal::SIGKILL);
     server.expect("accepting connections again");
     assert!(ask(&control, "status").0.starts_with(&format!("pid={} state=running ", server.first())));
-    client.get("/").unwrap();
+    held.finish();
 
     // A successor that has put its socket there, and fails, leaves it to its predecessor.
     install_script(&server.directory.join("program"), &format!("rm -f {0}; exit 1", control.display()));

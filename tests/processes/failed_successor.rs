@@ -256,7 +256,7 @@ fn a_restart_and_a_stop_at_the_same_time_lose_nothing() {
     for _ in 0..30 {
         let server = Server::start_for_load(&[]);
         // Without it the predecessor may have ended before its child is seen.
-        let _idle = server.idle_client();
+        let held = server.hold();
         let mut clients: Vec<Client> = (0..4).map(|_| Client::connect(server.address).unwrap()).collect();
         for client in &mut clients {
             client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n").unwrap();
@@ -269,6 +269,7 @@ fn a_restart_and_a_stop_at_the_same_time_lose_nothing() {
             assert_eq!(client.receive().unwrap().text(), "hi");
         }
         drop(clients);
+        held.finish();
         assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
         // Either the successor was ready, and serves, or it is gone.
         match server.processes()[..] {

@@ -172,7 +172,7 @@ fn signals_never_kill_a_young_successor() {
     let load = Load::start(server.address, &[Kind::Naive, Kind::Close], 2);
     for _ in 0..20 {
         let old = server.serving();
-        let idle = server.idle_client();
+        let held = server.hold();
         server.signal(Signal::SIGUSR2);
         // From the moment on in which the process is visible.
         let young = server.expect_child(old);
@@ -181,7 +181,7 @@ fn signals_never_kill_a_young_successor() {
             let _ = kill(Pid::from_raw(young as i32), Signal::SIGHUP);
             let _ = kill(Pid::from_raw(young as i32), Signal::SIGUSR2);
         }
-        drop(idle);
+        held.finish();
         // They have been kept, and have made it hand over in turn, once it was ready.
         server.expect(&format!("handed over to successor {young};"));
         let grandchild = server.expect_handover();
@@ -274,7 +274,7 @@ fn the_successor_serves_when_its_predecessor_is_killed() {
         for _ in 0..5 {
             let server = Server::start_for_load(&[]);
             let old = server.first();
-            let _idle = server.idle_client();
+            let _held = server.hold();
             server.signal(Signal::SIGUSR2);
             let young = server.expect_child(old);
             match moment {

@@ -68,7 +68,11 @@ const PROBATION: Duration = Duration::from_millis(300);
 fn a_drain_that_completes_in_the_moment_of_the_death_of_the_successor_refuses_no_connection() {
     for round in 0..60 {
         let kept = [Kept::Request, Kept::IdleConnection, Kept::Probation][round % 3];
-        let arguments: &[&str] = if let Kept::Probation = kept { &["--probation", "300ms"] } else { &[] };
+        let arguments: &[&str] = match kept {
+            Kept::Request => &[],
+            Kept::IdleConnection => &["--no-move"],
+            Kept::Probation => &["--probation", "300ms"],
+        };
         let server = Server::start_for_load(arguments);
         let old = server.first();
         let (mut held, mut idle) = match kept {

@@ -124,7 +124,7 @@ fn a_client_that_sleeps_and_has_only_ended_its_input_is_answered_at_once() {
     stream.shutdown(Shutdown::Write).unwrap();
     let mut response = String::new();
     (&stream).read_to_string(&mut response).unwrap();
-    assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("Hello World"), "{response}");
+    assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("Hello World\n"), "{response}");
 }
 
 #[test]
@@ -174,7 +174,7 @@ impl Pipeliner {
     /// Waits for the end of the connection. Every response is whole, and the last one says that it is.
     fn expect_end(self) {
         let received = self.reader.join().unwrap();
-        assert!(received.ends_with("\r\n\r\nHello World"), "{:?}", received.lines().last());
+        assert!(received.ends_with("\r\n\r\nHello World\n"), "{:?}", received.lines().last());
         let (before, last) = received.rsplit_once("HTTP/1.1 200 OK").unwrap();
         assert!(last.contains("\r\nConnection: close\r\n"), "{last:?}");
         assert!(!before.contains("Connection: close"));

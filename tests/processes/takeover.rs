@@ -249,7 +249,7 @@ fn two_that_take_over_at_once_are_served_one_after_the_other_or_refused() {
 #[test]
 fn a_successor_that_is_no_child_and_dies_is_succeeded_by_its_predecessor() {
     let (server, control) = start();
-    let mut client = server.idle_client();
+    let held = server.hold();
     let next = take_over(&server, &control);
     server.expect("handed over to successor");
     assert_eq!(
@@ -260,11 +260,10 @@ fn a_successor_that_is_no_child_and_dies_is_succeeded_by_its_predecessor() {
     server.expect("has left; accepting connections again");
     assert_eq!(server.hello(), server.first());
     assert!(status(&control).starts_with(&format!("pid={} state=running ", server.first())));
-    client.get("/").unwrap();
-    drop(client);
+    held.finish();
 
     // One that is told to stop is not brought back.
-    let _client = server.idle_client();
+    let _held = server.hold();
     let next = take_over(&server, &control);
     server.expect("handed over to successor");
     assert_eq!(next.stop(), exited(next.first(), 0));
