@@ -137,11 +137,11 @@ impl Acceptor {
                 let accepted = self.accept_one(listener);
                 drop(gate);
                 if let Err(obstacle) = accepted {
+                    self.entrance.registry.want_capacity();
                     if last_obstacle.replace(Instant::now()).is_none() {
                         log::warn!("at capacity: evicting idle connections, queueing new ones: {obstacle}");
                     }
                     // Meanwhile the listening sockets stay readable, so there is no use in polling them.
-                    self.entrance.registry.want_capacity();
                     self.wait(&mut [readable(&self.entrance.registry.acceptor)], Some(after(BACK_OFF)));
                 } else if last_obstacle.take_if(|last| last.elapsed() > CALM).is_some() {
                     log::info!("no longer at capacity");
