@@ -8,6 +8,9 @@ use std::io::{self, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::process;
 use std::sync::{Arc, RwLock};
+use std::thread;
+
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::error::Error;
 use crate::events::{Event, Events};
@@ -88,8 +91,9 @@ fn start(
     let before = if is_first { Before::Nothing } else { Before::Predecessor };
     let mut process = prepare(options, handler, program, listeners, before)?;
     go(&mut process, predecessor, before)?;
-    // The supervisor that waited for it may have lost interest.
-    ready_fd.iter().for_each(|mut file| drop(file.write_all(b"\n")));
+    if let Some(file) = ready_fd {
+        report_ready(file);
+    }
     let Identity { version, executable, .. } = &process.identity;
     log::info!("process {} is ready, version {version}, {}", process::id(), executable.display());
     Ok(process)
@@ -216,6 +220,20 @@ fn inherited_file(number: RawFd) -> Result<File, Error> {
     let file = descriptors::inherited(number, |_| true).map(File::from);
     let attempt = format!("report readiness to descriptor {number}");
     file.ok_or_else(|| Error::new(attempt, "it was not handed to this process"))
+}
+
+/// Reports the readiness to a supervisor, which may not wait for it any more. The SIGPIPE that this raises then
+/// goes with a thread that holds it back, or it would kill an embedding program in which it has its default.
+fn report_ready(mut file: File) {
+    let write = move || {
+        if SigSet::from(Signal::SIGPIPE).thread_block().is_ok() {
+            let _ = file.write_all(b"\n");
+        }
+    };
+    match thread::Builder::new().name("ready".to_owned()).spawn(write) {
+        Ok(thread) => drop(thread.join()),
+        Err(error) => log::error!("cannot report the readiness: {error}"),
+    }
 }
 
 /// Waits until connections may be accepted, and accepts them. A candidate is killed without a second thought,

@@ -169,6 +169,18 @@ impl Link {
     }
 }
 
+/// Sends everything, within the timeout of the socket. If the peer has gone there is no SIGPIPE, as std 1.89
+/// raises it, which kills an embedding program that has set it back to its default.
+pub(crate) fn send_all(socket: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
+            Err(Errno::EINTR) => {}
+            sent => bytes = &bytes[sent?..],
+        }
+    }
+    Ok(())
+}
+
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

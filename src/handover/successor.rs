@@ -4,7 +4,7 @@
 //! connections, so it is never killed: the type has no such method.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{getsockopt, sockopt};
 
-use super::link::{GREETING, GREETING_WITH_ABOVE, Link, Mode, Word};
+use super::link::{GREETING, GREETING_WITH_ABOVE, Link, Mode, Word, send_all};
 use super::moving::Mover;
 use super::program::Program;
 use super::spawn::{Child, spawn};
@@ -186,8 +186,8 @@ impl Candidate {
         blocked: &SigSet,
         timeout: Duration,
     ) -> io::Result<Candidate> {
-        let (mut ours, theirs) = UnixStream::pair()?;
-        ours.write_all(handed.greeting())?;
+        let (ours, theirs) = UnixStream::pair()?;
+        send_all(&ours, handed.greeting())?;
         let link = Link::new(ours)?;
         // The other ends are closed here when this returns, or the end of the link would never come.
         let child = spawn(program, &handed.descriptors(Some(theirs.as_fd())), blocked)?;

@@ -3,14 +3,14 @@
 //! The process asks with the line `takeover`, and gets the greeting of a link with the sockets (unix(7),
 //! SCM_RIGHTS), or a line with the reason why not. From then on the connection is the link between the two.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
-use super::link::GREETING;
+use super::link::{GREETING, send_all};
 use super::predecessor::Predecessor;
 use super::{descriptors, moving};
 
@@ -39,8 +39,8 @@ pub(crate) fn grant(
 /// # Errors
 ///
 /// The reason why it refuses, or what recvmsg(2) said.
-pub(crate) fn ask(mut connection: UnixStream) -> io::Result<(Predecessor, Vec<OwnedFd>)> {
-    connection.write_all(format!("{REQUEST}\n").as_bytes())?;
+pub(crate) fn ask(connection: UnixStream) -> io::Result<(Predecessor, Vec<OwnedFd>)> {
+    send_all(&connection, format!("{REQUEST}\n").as_bytes())?;
     // No more than the greeting, because what follows it belongs to the link.
     let mut answer = [0; GREETING.len()];
     let mut space = cmsg_space!([RawFd; MOST_SOCKETS]);

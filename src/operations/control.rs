@@ -4,7 +4,7 @@
 //! a socket of its own, so the path always leads to the process that serves; a client that waits for an
 //! answer from the one before keeps its connection to that.
 
-use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc;
@@ -19,6 +19,7 @@ use super::place::{Mark, Place};
 use super::places::Before;
 use super::requester::{Action, Requester};
 use crate::deadline::{BACK_OFF, after, has_come, poll_until, readable};
+use crate::handover::link::send_all;
 use crate::handover::takeover;
 use crate::unix_file::UnixFile;
 
@@ -154,14 +155,14 @@ fn serve(stream: UnixStream, ask: &Ask, requests: &Requests) -> io::Result<()> {
             return Ok(());
         }
         Ok((_, action)) => action,
-        Err(error) => return (&stream).write_all(format!("error: {error}\n").as_bytes()),
+        Err(error) => return send_all(&stream, format!("error: {error}\n").as_bytes()),
     };
     requests.add(1);
     let (answer, answered) = mpsc::channel();
     ask(Requester::Client(answer), action);
     // The process may end before it has an answer.
     let answer = answered.recv().unwrap_or_else(|_| "error: the process has ended".to_owned());
-    let written = (&stream).write_all(format!("{answer}\n").as_bytes());
+    let written = send_all(&stream, format!("{answer}\n").as_bytes());
     requests.add(-1);
     written
 }
@@ -203,7 +204,7 @@ pub(crate) fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
 /// No process answers on the socket, or the connection ends without an answer.
 pub fn ask(path: &Path, request: &str) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
-    stream.write_all(format!("{request}\n").as_bytes())?;
+    send_all(&stream, format!("{request}\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     answer.strip_suffix('\n').map(str::to_owned).ok_or_else(|| {

@@ -1,11 +1,12 @@
 //! What a process can be asked for, and by whom.
 
 use std::fmt;
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 
 use nix::sys::signal::Signal;
+
+use crate::handover::link::send_all;
 
 /// What a process can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ impl Requester {
             // A candidate that has been adopted is answered on its link.
             Requester::Candidate(_) if is_done => {}
             Requester::Candidate(connection) | Requester::Waiting(connection) => {
-                drop((&*connection).write_all(format!("{text}\n").as_bytes()));
+                drop(send_all(connection, format!("{text}\n").as_bytes()));
             }
             Requester::Signal(_) => {}
         }

@@ -21,6 +21,7 @@ mod partner;
 mod places;
 mod program;
 mod server;
+mod sigpipe;
 mod stay;
 mod strace;
 mod supervised;
