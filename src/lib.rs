@@ -98,7 +98,7 @@ pub use tiny_http::{HTTPVersion, Header, HeaderField, Method, Response, Response
 pub use crate::{
     error::Error,
     http::{Handler, Request},
-    operations::control::ask,
+    operations::asker::ask,
     options::{Limits, Options},
     outcome::Outcome,
     serve::{report_failure, serve},

@@ -19,10 +19,9 @@ use crate::handover::link::{Mode, Word};
 use crate::handover::moving::Mover;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::program::{GRACEFUL, Program};
-use crate::handover::takeover;
 use crate::http::{self, Handler};
+use crate::operations::asker;
 use crate::operations::configuration::Configuration;
-use crate::operations::control;
 use crate::operations::keeper::Keeper;
 use crate::operations::places::{Before, Places};
 use crate::operations::requester::Requester;
@@ -108,8 +107,7 @@ fn open(options: &Options, predecessor: &mut Option<Predecessor>) -> Result<Vec<
     }
     if let Some(path) = options.control.as_ref().filter(|_| options.takeover) {
         let error = |error| Error::new(format!("take over from the process at {}", path.display()), error);
-        if let Some(connection) = control::connect(path).map_err(error)? {
-            let (found, sockets) = takeover::ask(connection).map_err(error)?;
+        if let Some((found, sockets)) = asker::take_over(path).map_err(error)? {
             *predecessor = Some(found);
             return adopt(options, sockets, |index| format!("number {} of another process", index + 1));
         }

@@ -64,7 +64,7 @@ impl UnixFile {
     }
 }
 
-fn new_socket(flags: SockFlag) -> nix::Result<OwnedFd> {
+pub(crate) fn new_socket(flags: SockFlag) -> nix::Result<OwnedFd> {
     socket(AddressFamily::Unix, SockType::Stream, flags | SockFlag::SOCK_CLOEXEC, None)
 }
 

@@ -183,31 +183,3 @@ fn request(stream: &UnixStream) -> Result<(&'static str, Action), String> {
         format!("unknown request \"{line}\", expected one of {names}")
     })
 }
-
-/// Connects to the process that serves a control socket; `None` if there is none.
-pub(crate) fn connect(path: &Path) -> io::Result<Option<UnixStream>> {
-    match UnixStream::connect(path) {
-        Ok(connection) => Ok(Some(connection)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Asks the process that serves a control socket for `status`, `restart`, `reload`, `stop` or `wait`, and waits
-/// for its answer, which is one line: it begins with `error:` if the request was not fulfilled. The answer to
-/// `restart` comes when it is decided whether the successor serves, that to `wait` when no predecessor drains.
-///
-/// # Errors
-///
-/// No process answers on the socket, or the connection ends without an answer.
-pub fn ask(path: &Path, request: &str) -> io::Result<String> {
-    let mut stream = UnixStream::connect(path)?;
-    send_all(&stream, format!("{request}\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    answer.strip_suffix('\n').map(str::to_owned).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::UnexpectedEof, "the connection has ended without an answer")
-    })
-}

@@ -1,6 +1,7 @@
 //! Tests with real processes: the command is started, gets real signals and real traffic, and its log,
 //! its descriptors and its exit status are looked at.
 
+mod asking;
 mod client;
 mod command;
 mod control;
