@@ -36,7 +36,6 @@ use crate::operations::systemd;
 use crate::operations::waiting::Waiting;
 use crate::outcome::Outcome;
 use crate::server::Server;
-use crate::server::listener::Listener;
 
 /// A phase, with what only that phase needs.
 enum Phase {
@@ -140,8 +139,9 @@ impl Process {
 
     fn hand(&self) -> io::Result<Handed<'_>> {
         let (ours, moving) = moving::pair()?;
+        let listeners = self.server.listeners().iter();
         Ok(Handed {
-            sockets: self.server.listeners().iter().map(Listener::as_fd).collect(),
+            sockets: listeners.map(|listener| (listener.as_fd(), listener.file())).collect(),
             mover: Mover::start(ours, self.server.arrivals(false))?,
             moving,
             above: self.predecessor.as_ref().map(Predecessor::link),

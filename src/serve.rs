@@ -103,13 +103,17 @@ fn open(options: &Options, predecessor: &mut Option<Predecessor>) -> Result<Vec<
     let activated = systemd::sockets();
     if options.graceful || activated.is_some() {
         let sockets = inherit(activated, predecessor)?;
-        return adopt(options, sockets, |index| format!("descriptor {}", descriptors::number(index)));
+        return adopt(options, sockets, predecessor, |index| {
+            format!("descriptor {}", descriptors::number(index))
+        });
     }
     if let Some(path) = options.control.as_ref().filter(|_| options.takeover) {
         let error = |error| Error::new(format!("take over from the process at {}", path.display()), error);
         if let Some((found, sockets)) = asker::take_over(path).map_err(error)? {
             *predecessor = Some(found);
-            return adopt(options, sockets, |index| format!("number {} of another process", index + 1));
+            return adopt(options, sockets, predecessor, |index| {
+                format!("number {} of another process", index + 1)
+            });
         }
     }
     let listeners = Listener::bind_all(&options.listen, options.socket_mode)?;
@@ -121,9 +125,12 @@ fn open(options: &Options, predecessor: &mut Option<Predecessor>) -> Result<Vec<
 fn adopt(
     options: &Options,
     sockets: Vec<OwnedFd>,
+    predecessor: &Option<Predecessor>,
     name: impl Fn(usize) -> String,
 ) -> Result<Vec<Listener>, Error> {
-    let listeners = Listener::adopt_all(&options.listen, sockets, &name)?;
+    let file = |index| predecessor.as_ref().and_then(|predecessor| predecessor.file(index));
+    let sockets = sockets.into_iter().enumerate().map(|(index, socket)| (socket, file(index)));
+    let listeners = Listener::adopt_all(&options.listen, sockets.collect(), &name)?;
     for (index, listener) in listeners.iter().enumerate() {
         log::info!("listening on the existing file {}, {}", name(index), listener.address());
     }

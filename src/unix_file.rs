@@ -13,11 +13,14 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bin
 use nix::sys::stat::{Mode, fchmod};
 
 /// The longest path of a Unix socket, in bytes.
-const LONGEST_PATH: usize = 107;
+pub(crate) const LONGEST_PATH: usize = 107;
 
 /// The identity of a file, by its device and inode: its path may lead to another one later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct UnixFile(u64, u64);
+pub(crate) struct UnixFile {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
 
 impl UnixFile {
     pub(crate) fn at(path: &Path) -> Option<UnixFile> {
@@ -25,7 +28,7 @@ impl UnixFile {
     }
 
     fn of(file: &Metadata) -> UnixFile {
-        UnixFile(file.dev(), file.ino())
+        UnixFile { device: file.dev(), inode: file.ino() }
     }
 
     /// Removes the file at this path, if it is this one.
@@ -38,17 +41,12 @@ impl UnixFile {
     }
 
     /// Listens on a path, with these permissions. A socket that [is left](is_left) there is replaced; the
-    /// error is
-    /// `AddrInUse` if there is anything else, or if another process is about to listen there.
-    pub(crate) fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
-        if path.as_os_str().len() > LONGEST_PATH {
-            let reason = format!("the path of a Unix socket has at most {LONGEST_PATH} bytes");
-            return Err(io::Error::other(reason));
-        }
+    /// error is `AddrInUse` if there is anything else, or if another process is about to listen there.
+    pub(crate) fn bind(path: &Path, mode: u32) -> io::Result<(UnixListener, UnixFile)> {
         locked(path, || UnixFile::bind_locked(path, mode))
     }
 
-    fn bind_locked(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    fn bind_locked(path: &Path, mode: u32) -> io::Result<(UnixListener, UnixFile)> {
         if is_left(path) {
             fs::remove_file(path)?;
         }
@@ -56,16 +54,30 @@ impl UnixFile {
         // On Linux the file gets the permissions of the descriptor, less those of the umask, so there is no
         // moment with more of them than wanted.
         fchmod(&socket, Mode::from_bits_truncate(mode))?;
-        bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-        fs::set_permissions(path, Permissions::from_mode(mode))
+        bind_to(&socket, path)?;
+        let file = fs::set_permissions(path, Permissions::from_mode(mode))
             .and_then(|()| Ok(listen(&socket, Backlog::MAXALLOWABLE)?))
+            .and_then(|()| fs::symlink_metadata(path))
             .inspect_err(|_| drop(fs::remove_file(path)))?;
-        Ok(socket.into())
+        Ok((socket.into(), UnixFile::of(&file)))
     }
 }
 
 pub(crate) fn new_socket(flags: SockFlag) -> nix::Result<OwnedFd> {
     socket(AddressFamily::Unix, SockType::Stream, flags | SockFlag::SOCK_CLOEXEC, None)
+}
+
+/// Binds a socket to a path. A path that is too long for an address is reached by way of its directory.
+fn bind_to(socket: &OwnedFd, path: &Path) -> io::Result<()> {
+    if path.as_os_str().len() <= LONGEST_PATH {
+        return Ok(bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?);
+    }
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::EINVAL.into());
+    };
+    let directory = File::open(directory)?;
+    let path = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+    Ok(bind(socket.as_raw_fd(), &UnixAddr::new(&path)?)?)
 }
 
 /// Whether there is a socket that refuses connections: a process that was killed has left it behind.
@@ -113,7 +125,7 @@ mod tests {
         fs::remove_dir_all(&directory).unwrap();
     }
 
-    fn is_in_use(bound: io::Result<UnixListener>) -> bool {
+    fn is_in_use(bound: io::Result<(UnixListener, UnixFile)>) -> bool {
         bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
     }
 
@@ -121,14 +133,13 @@ mod tests {
     fn a_stale_socket_is_replaced_and_nothing_else() {
         in_directory("stale", |path| {
             for mode in [0o600, 0o660, 0o777] {
-                let socket = UnixFile::bind(path, mode).unwrap();
-                let file = UnixFile::at(path);
+                let (socket, file) = UnixFile::bind(path, mode).unwrap();
                 assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, mode);
                 listen(&socket, Backlog::new(0).unwrap()).unwrap();
                 // The first attempt finds room in its queue, and leaves none to the second.
                 assert!(is_in_use(UnixFile::bind(path, mode)));
                 assert!(is_in_use(UnixFile::bind(path, mode)));
-                assert_eq!(UnixFile::at(path), file);
+                assert_eq!(UnixFile::at(path), Some(file));
                 drop(socket);
             }
             fs::remove_file(path).unwrap();
@@ -155,14 +166,8 @@ mod tests {
                 assert!(refused.into_iter().all(is_in_use));
                 // It is the one that is found.
                 UnixStream::connect(path).unwrap();
-                bound[0].as_ref().unwrap().accept().unwrap();
+                bound[0].as_ref().unwrap().0.accept().unwrap();
             }
         });
-    }
-
-    #[test]
-    fn a_path_that_is_too_long_is_refused() {
-        let error = UnixFile::bind(Path::new(&"x".repeat(LONGEST_PATH + 1)), 0o600).unwrap_err();
-        assert_eq!(error.to_string(), "the path of a Unix socket has at most 107 bytes");
     }
 }

@@ -10,20 +10,26 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
 use crate::deadline::{poll_until, readable};
+use crate::unix_file::UnixFile;
 
 /// The first line of every link, written before the successor runs. A descriptor without it is no link.
 pub(crate) const GREETING: &[u8] = b"handover 1\n";
 
-/// The same, when the next descriptor is the link between the predecessor and its own predecessor.
-pub(crate) const GREETING_WITH_ABOVE: &[u8] = b"handover 1\nabove\n";
+/// How many files of sockets go with the greeting. Those beyond are not removed at the end.
+const MOST_FILES: usize = 64;
 
-/// More than the longest word with its reason. What follows a longer line is of no interest.
-const LONGEST_LINE: usize = 1024;
+/// More than the longest word with its reason, and than what goes with the greeting. What follows a longer line
+/// is of no interest.
+const LONGEST_LINE: usize = 4096;
 
 /// What comes on a link after the greeting; `handover/mod.rs` says what each word means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
     Above,
+    File {
+        socket: usize,
+        file: UnixFile,
+    },
     Go {
         generation: u64,
     },
@@ -48,8 +54,14 @@ pub(crate) enum Mode {
 
 impl Word {
     fn from_line(line: &str) -> Word {
+        let file = |numbers: &str| {
+            let mut numbers = numbers.split(' ').map_while(|number| number.parse().ok());
+            let socket = usize::try_from(numbers.next()?).ok()?;
+            Some(Word::File { socket, file: UnixFile { device: numbers.next()?, inode: numbers.next()? } })
+        };
         match (line, line.split_once(' ').unwrap_or_default()) {
             ("above", _) => Word::Above,
+            (_, ("file", numbers)) => file(numbers).unwrap_or(Word::Other(line.to_owned())),
             ("ready", _) => Word::Ready(Mode::Alone),
             ("ready to overlap", _) => Word::Ready(Mode::Overlap),
             ("serving", _) => Word::Serving,
@@ -69,6 +81,9 @@ impl fmt::Display for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Word::Above => write!(f, "above"),
+            Word::File { socket, file: UnixFile { device, inode } } => {
+                write!(f, "file {socket} {device} {inode}")
+            }
             Word::Go { generation } => write!(f, "go {generation}"),
             Word::No(reason) => write!(f, "no {reason}"),
             Word::Ready(Mode::Alone) => write!(f, "ready"),
@@ -81,6 +96,14 @@ impl fmt::Display for Word {
             Word::End => Ok(()),
         }
     }
+}
+
+/// The greeting, with what goes with it: the files of these sockets, and whether there is a link above.
+pub(crate) fn greeting(sockets: &[(BorrowedFd<'_>, Option<UnixFile>)], above: Option<&Link>) -> Vec<u8> {
+    let files = sockets.iter().enumerate();
+    let files = files.filter_map(|(socket, (_, file))| Some(Word::File { socket, file: (*file)? }));
+    let words = above.map(|_| Word::Above).into_iter().chain(files.take(MOST_FILES));
+    words.fold(GREETING.to_vec(), |greeting, word| [greeting, format!("{word}\n").into()].concat())
 }
 
 /// One end of a link.
@@ -116,6 +139,13 @@ impl Link {
                 sent => return sent == Ok(line.len()),
             }
         }
+    }
+
+    /// The next word of those that go with the greeting. Any other is left to be heard.
+    pub(crate) fn hear_greeting(&mut self) -> Option<Word> {
+        self.read();
+        let goes_with_it = |word: &[u8]| self.unheard.starts_with(word);
+        if goes_with_it(b"above\n") || goes_with_it(b"file ") { self.hear() } else { None }
     }
 
     /// The next word that has come, if there is one. The end comes again and again.

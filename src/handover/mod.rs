@@ -5,12 +5,13 @@
 //! another socket, through which open connections are [moved](moving). Behind that, if its predecessor has a
 //! predecessor, lies the link between those two. Nothing else is passed on.
 //!
-//! The first line on a link, written before the program is executed, is `handover 1`. Each further line is a
-//! word:
+//! The first line on a link is `handover 1`, the greeting, which is written before the program is executed, with
+//! `above` and `file` where they apply. Each further line is a word:
 //!
 //! | from | line | meaning |
 //! |---|---|---|
-//! | predecessor | `above` | In the second line: the link to its own predecessor is passed, too. |
+//! | predecessor | `above` | The link to its own predecessor is passed, too. |
+//! | predecessor | `file N DEVICE INODE` | The file of the Nth socket, from 0 on, which a process of this line has made, and the last one removes. A path may lead to another file meanwhile. |
 //! | candidate | `ready`, `ready to overlap` | All that can fail has been done. It waits. |
 //! | candidate | `failed REASON` | It leaves. |
 //! | predecessor | `go N` | Accept connections, as the Nth process. |

@@ -1,5 +1,6 @@
 //! The process before this one, as its successor sees it.
 
+use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::link::{GREETING, Link, Mode, Word};
 use super::{descriptors, moving};
+use crate::unix_file::UnixFile;
 
 /// How long a predecessor may take to say `go`. It is a matter of microseconds, unless the process is
 /// stopped.
@@ -20,6 +22,8 @@ pub(crate) struct Predecessor {
     moving: Option<OwnedFd>,
     /// The predecessor's link to its own predecessor, which takes back if this one dies before it says `go`.
     above: Option<Link>,
+    /// By the indices of their sockets, the files that it or a process before it has made.
+    files: HashMap<usize, UnixFile>,
 }
 
 impl Predecessor {
@@ -42,9 +46,21 @@ impl Predecessor {
         above: impl FnOnce() -> Option<OwnedFd>,
     ) -> io::Result<Predecessor> {
         let mut link = Link::new(connection)?;
-        let above = if link.hear() == Some(Word::Above) { above() } else { None };
+        let (mut has_above, mut files) = (false, HashMap::new());
+        while let Some(word) = link.hear_greeting() {
+            match word {
+                Word::File { socket, file } => drop(files.insert(socket, file)),
+                _ => has_above = true,
+            }
+        }
+        let above = if has_above { above() } else { None };
         let above = above.map(|above| Link::new(UnixStream::from(above))).transpose()?;
-        Ok(Predecessor { link, moving, above })
+        Ok(Predecessor { link, moving, above, files })
+    }
+
+    /// The file of a socket, if this line of processes has made it.
+    pub(crate) fn file(&self, socket: usize) -> Option<UnixFile> {
+        self.files.get(&socket).copied()
     }
 
     /// Says that this process is ready, and waits until it may accept connections; returns its generation, if

@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{getsockopt, sockopt};
 
-use super::link::{GREETING, GREETING_WITH_ABOVE, Link, Mode, Word, send_all};
+use super::link::{Link, Mode, Word, greeting, send_all};
 use super::moving::Mover;
 use super::program::Program;
 use super::spawn::{Child, spawn};
 use super::takeover;
 use crate::counts::Counts;
+use crate::unix_file::UnixFile;
 
 /// How long a candidate that has been killed may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -134,7 +135,8 @@ impl Successor {
 
 /// What a candidate gets.
 pub(crate) struct Handed<'a> {
-    pub(crate) sockets: Vec<BorrowedFd<'a>>,
+    /// The listening sockets, each with its file if that is to be removed with it.
+    pub(crate) sockets: Vec<(BorrowedFd<'a>, Option<UnixFile>)>,
     /// What moves connections to it, and its end of that.
     pub(crate) mover: Mover,
     pub(crate) moving: OwnedFd,
@@ -143,14 +145,14 @@ pub(crate) struct Handed<'a> {
 }
 
 impl Handed<'_> {
-    fn greeting(&self) -> &'static [u8] {
-        if self.above.is_some() { GREETING_WITH_ABOVE } else { GREETING }
+    fn greeting(&self) -> Vec<u8> {
+        greeting(&self.sockets, self.above)
     }
 
     /// In the order in which a candidate finds them.
     fn descriptors<'a>(&'a self, link: Option<BorrowedFd<'a>>) -> Vec<BorrowedFd<'a>> {
         let behind = link.into_iter().chain([self.moving.as_fd()]).chain(self.above.map(AsFd::as_fd));
-        self.sockets.iter().copied().chain(behind).collect()
+        self.sockets.iter().map(|(socket, _)| *socket).chain(behind).collect()
     }
 }
 
@@ -187,7 +189,7 @@ impl Candidate {
         timeout: Duration,
     ) -> io::Result<Candidate> {
         let (ours, theirs) = UnixStream::pair()?;
-        send_all(&ours, handed.greeting())?;
+        send_all(&ours, &handed.greeting())?;
         let link = Link::new(ours)?;
         // The other ends are closed here when this returns, or the end of the link would never come.
         let child = spawn(program, &handed.descriptors(Some(theirs.as_fd())), blocked)?;
@@ -203,7 +205,7 @@ impl Candidate {
     ) -> io::Result<Candidate> {
         let pid = getsockopt(connection, sockopt::PeerCredentials)?.pid().unsigned_abs();
         let link = Link::new(connection.try_clone()?)?;
-        takeover::grant(connection, handed.greeting(), &handed.descriptors(None))?;
+        takeover::grant(connection, &handed.greeting(), &handed.descriptors(None))?;
         let process = Successor { pid, link, mover: Some(handed.mover), child: None };
         Ok(Candidate::new(process, timeout))
     }

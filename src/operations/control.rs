@@ -21,7 +21,7 @@ use super::requester::{Action, Requester};
 use crate::deadline::{BACK_OFF, after, has_come, poll_until, readable};
 use crate::handover::link::send_all;
 use crate::handover::takeover;
-use crate::unix_file::UnixFile;
+use crate::unix_file::{LONGEST_PATH, UnixFile};
 
 /// The permissions of the socket: its owner's only.
 const MODE: u32 = 0o600;
@@ -78,10 +78,19 @@ impl Control {
     ///
     /// `AddrInUse` if there is something that is no stale socket, and no predecessor.
     pub(crate) fn open(path: &Path, before: Before, ask: Arc<Ask>) -> io::Result<Control> {
+        // Clients have to reach it aside, and a successor has to bind a temporary name by way of the directory.
+        let (longest, longest_name) = (LONGEST_PATH - ".old".len(), 64);
+        if path.as_os_str().len() > longest || path.file_name().is_some_and(|name| name.len() > longest_name)
+        {
+            let reason = "the path of a control socket has at most";
+            let reason = format!("{reason} {longest} bytes, and its last part {longest_name}");
+            return Err(io::Error::other(reason));
+        }
         let mut bound = None;
         let bind = |path: &Path| {
-            bound = Some(UnixFile::bind(path, MODE)?);
-            UnixFile::at(path).map(Mark::Socket).ok_or(io::ErrorKind::NotFound.into())
+            let (listener, file) = UnixFile::bind(path, MODE)?;
+            bound = Some(listener);
+            Ok(Mark::Socket(file))
         };
         let place = match before {
             Before::Nothing => Place::in_place(path, bind)?,

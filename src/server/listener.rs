@@ -17,12 +17,12 @@ use nix::sys::socket::{Backlog, SockType, getsockopt, listen, setsockopt, sockop
 use crate::error::{Error, Reason};
 use crate::server::address::Address;
 use crate::server::connection::{self, Peer};
-use crate::unix_file::UnixFile;
+use crate::unix_file::{LONGEST_PATH, UnixFile};
 
 pub(crate) struct Listener {
     socket: Socket,
     address: Address,
-    /// The file of a Unix socket, as it was when this process began to listen on it.
+    /// The file of a Unix socket, if this process or one before it has made that.
     file: Option<UnixFile>,
 }
 
@@ -59,30 +59,40 @@ impl Listener {
     }
 
     fn bind(address: &Address, socket_mode: u32) -> io::Result<Listener> {
-        let socket = match address {
-            Address::Network(address) => Socket::Tcp(TcpListener::bind(address)?),
-            Address::Unix(path) => Socket::Unix(UnixFile::bind(path, socket_mode)?),
+        let (socket, file) = match address {
+            Address::Network(address) => (Socket::Tcp(TcpListener::bind(address)?), None),
+            Address::Unix(path) if path.as_os_str().len() > LONGEST_PATH => {
+                let reason = format!("the path of a Unix socket has at most {LONGEST_PATH} bytes");
+                return Err(io::Error::other(reason));
+            }
+            Address::Unix(path) => {
+                let (socket, file) = UnixFile::bind(path, socket_mode)?;
+                (Socket::Unix(socket), Some(file))
+            }
             Address::Abstract(name) => {
-                Socket::Unix(UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?)
+                let name = SocketAddr::from_abstract_name(name)?;
+                (Socket::Unix(UnixListener::bind_addr(&name)?), None)
             }
         };
-        let listener = Listener::new(socket)?;
+        let listener = Listener::new(socket, file)?;
         listener.prepare()?;
         Ok(listener)
     }
 
     /// Takes over the sockets that another process has opened, if they are what is asked for, in that order.
-    /// A host name stands for all of its addresses, of which the other process may have bound only some.
+    /// A host name stands for all of its addresses, of which the other process may have bound only some. With
+    /// each comes its file if that is to be removed at the end, because another process of this line has made it.
     /// `name` says where a socket has come from, for the error if one is not as expected.
     pub(crate) fn adopt_all(
         asked: &[String],
-        sockets: Vec<OwnedFd>,
+        sockets: Vec<(OwnedFd, Option<UnixFile>)>,
         name: impl Fn(usize) -> String,
     ) -> Result<Vec<Listener>, Error> {
         let refuse = |index: usize, reason: Reason| {
             Error::new(format!("take over the listening socket at {}", name(index)), reason)
         };
-        let check = |(index, socket)| Listener::check(socket).map_err(|reason| refuse(index, reason));
+        let check =
+            |(index, (socket, file))| Listener::check(socket, file).map_err(|reason| refuse(index, reason));
         let listeners: Vec<_> = sockets.into_iter().enumerate().map(check).collect::<Result<_, _>>()?;
         let mut next = 0;
         for text in asked {
@@ -110,7 +120,7 @@ impl Listener {
     }
 
     /// A listening socket, or what else it is.
-    fn check(socket: OwnedFd) -> Result<Listener, Reason> {
+    fn check(socket: OwnedFd, file: Option<UnixFile>) -> Result<Listener, Reason> {
         match getsockopt(&socket, sockopt::SockType) {
             Ok(SockType::Stream) => {}
             Ok(other) => return Err(format!("it is not a stream socket but {other:?}").into()),
@@ -124,15 +134,14 @@ impl Listener {
         let socket = UnixListener::from(socket);
         let is_unix = socket.local_addr().is_ok();
         let socket = if is_unix { Socket::Unix(socket) } else { Socket::Tcp(OwnedFd::from(socket).into()) };
-        Listener::new(socket).map_err(|_| "it is neither a TCP nor a Unix socket".into())
+        Listener::new(socket, file).map_err(|_| "it is neither a TCP nor a Unix socket".into())
     }
 
-    fn new(socket: Socket) -> io::Result<Listener> {
+    fn new(socket: Socket, file: Option<UnixFile>) -> io::Result<Listener> {
         let address = match &socket {
             Socket::Tcp(socket) => Address::Network(socket.local_addr()?),
             Socket::Unix(socket) => Address::from_unix(&socket.local_addr()?)?,
         };
-        let file = if let Address::Unix(path) = &address { UnixFile::at(path) } else { None };
         Ok(Listener { socket, address, file })
     }
 
@@ -151,6 +160,10 @@ impl Listener {
 
     pub(crate) fn address(&self) -> &Address {
         &self.address
+    }
+
+    pub(crate) fn file(&self) -> Option<UnixFile> {
+        self.file
     }
 
     /// Takes the next connection from the queue; the error is `WouldBlock` when there is none.

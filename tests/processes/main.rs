@@ -23,6 +23,7 @@ mod places;
 mod program;
 mod server;
 mod sigpipe;
+mod sockets;
 mod stay;
 mod strace;
 mod supervised;
