@@ -10,17 +10,19 @@ use crate::server::address::Address;
 /// How to serve. Every field has a default, so that with `..Default::default()` a new field breaks no caller.
 ///
 /// [`Handler::reload`](crate::Handler::reload) may change the timeouts, `probation`, `limits` and
-/// `version`; the other fields keep their values until the next handover.
+/// `version`; the other fields keep their values until the next handover. `stay` and `ready_fd` are those of
+/// the first process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The addresses to listen on: `HOST:PORT`, where port 0 lets the system choose, and a name with
     /// several addresses stands for all of them; `unix:PATH` for a Unix socket; `unix:@NAME` for one in
     /// Linux's abstract namespace. Default: `127.0.0.1:3000`.
     pub listen: Vec<String>,
-    /// The permissions of the file of a Unix socket. Default: 0660.
+    /// The permissions of the file of a Unix socket, which a handover sets anew. Default: 0660.
     pub socket_mode: u32,
     /// Take over the listening sockets from descriptor 3 on instead of binding them. They have to listen on
-    /// [`listen`](Self::listen), in that order. Default: `false`.
+    /// [`listen`](Self::listen), unless they come from a predecessor: then those that are missing are bound, and
+    /// others are closed. Default: `false`.
     ///
     /// A successor is started with the argument `--graceful`, so a program has to set this when that is
     /// among its own arguments. A program that is started by systemd with sockets sets it, too.
@@ -52,7 +54,7 @@ pub struct Options {
     /// The Unix socket on which to listen for requests of operators; see [`ask`](crate::ask). Default: none.
     pub control: Option<PathBuf>,
     /// Take the listening sockets over from the process that listens on [`control`](Self::control), and
-    /// succeed it. If there is none, the sockets are bound. Default: `false`.
+    /// succeed it. Those that are missing are bound, and if there is no process, all of them. Default: `false`.
     pub takeover: bool,
     /// What one client may use.
     pub limits: Limits,
@@ -107,22 +109,27 @@ impl Options {
     }
 
     /// Restores from `present` what cannot change while a process runs, and returns the names of what
-    /// differed.
-    pub(crate) fn keep_what_needs_a_handover(&mut self, present: &Options) -> Vec<&'static str> {
+    /// differed, and what each needs.
+    pub(crate) fn keep_what_needs_a_handover(
+        &mut self,
+        present: &Options,
+    ) -> Vec<(&'static str, &'static str)> {
         let differences = [
-            ("listen", self.listen != present.listen),
-            ("socket-mode", self.socket_mode != present.socket_mode),
-            ("pid-file", self.pid_file != present.pid_file),
-            ("overlap", self.overlap != present.overlap),
-            ("no-move", self.move_connections != present.move_connections),
-            ("stay", self.stay != present.stay),
-            ("control", self.control != present.control),
-            ("ready-fd", self.ready_fd != present.ready_fd),
+            ("listen", "handover", self.listen != present.listen),
+            ("socket-mode", "handover", self.socket_mode != present.socket_mode),
+            ("pid-file", "handover", self.pid_file != present.pid_file),
+            ("overlap", "handover", self.overlap != present.overlap),
+            ("no-move", "handover", self.move_connections != present.move_connections),
+            ("control", "handover", self.control != present.control),
+            // These two are between the first process and the supervisor that has started it.
+            ("stay", "restart", self.stay != present.stay),
+            ("ready-fd", "restart", self.ready_fd != present.ready_fd),
         ];
         let Options { drain_timeout, ready_timeout, probation, limits, .. } = *self;
         let version = mem::take(&mut self.version);
         *self = Options { drain_timeout, ready_timeout, probation, limits, version, ..present.clone() };
-        differences.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+        let changed = differences.into_iter().filter(|(_, _, differs)| *differs);
+        changed.map(|(name, needed, _)| (name, needed)).collect()
     }
 }
 

@@ -223,6 +223,7 @@ impl Process {
                 Some(News::Died(end)) => format!("successor {pid} {end}"),
             };
             let phase = self.serve_on(successor.retire());
+            self.server.set_socket_mode(self.config.options.socket_mode);
             match mode {
                 Mode::Alone => log::error!("handover failed: {reason} before it served"),
                 Mode::Overlap => log::warn!("successor {pid} is leaving; this process goes on alone"),
@@ -239,10 +240,12 @@ impl Process {
         let successor_leaves = matches!(successor.last_news(), Some(News::Leaving(_) | News::Died(_)));
         let is_watched = self.keeper.pass_on(by, Action::Stop, Some(pid));
         let mover = self.mover_to(&mut successor);
+        let without = successor.without().to_vec();
         self.keeper.retire(successor.retire());
         if is_watched || successor_leaves {
             return self.close(by);
         }
+        self.server.close_listeners(|index, _| without.contains(&index));
         log::info!("{by}: successor {pid} goes on alone");
         by.answer(Ok("ok".to_owned()));
         Phase::Drain(None, mover)

@@ -4,7 +4,7 @@
 use std::env;
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::process;
 use std::sync::{Arc, RwLock};
@@ -23,7 +23,7 @@ use crate::http::{self, Handler};
 use crate::operations::asker;
 use crate::operations::configuration::Configuration;
 use crate::operations::keeper::Keeper;
-use crate::operations::places::{Before, Places};
+use crate::operations::places::Places;
 use crate::operations::requester::Requester;
 use crate::operations::signals::{Meaning, Signals};
 use crate::operations::status::Identity;
@@ -33,7 +33,7 @@ use crate::options::Options;
 use crate::outcome::Outcome;
 use crate::process::Process;
 use crate::server::Server;
-use crate::server::listener::{self, Listener};
+use crate::server::listener::{self, Listener, NewFiles, Origin, Sorted};
 
 /// Serves HTTP until the process has been stopped or has handed over, and its connections are finished.
 ///
@@ -84,12 +84,14 @@ fn start(
     if options.listen.is_empty() {
         return Err(Error::new("listen", "there is no address to listen on"));
     }
-    let listeners = open(&options, predecessor)?;
+    let mut new_files = NewFiles::default();
+    let (listeners, unwanted) = open(&options, predecessor, &mut new_files)?;
     let is_first = predecessor.is_none();
     let ready_fd = options.ready_fd.filter(|_| is_first).map(inherited_file).transpose()?;
-    let before = if is_first { Before::Nothing } else { Before::Predecessor };
+    let before = predecessor.as_ref().map(Predecessor::pid);
     let mut process = prepare(options, handler, program, listeners, before)?;
-    go(&mut process, predecessor, before)?;
+    go(&mut process, predecessor, unwanted)?;
+    new_files.keep();
     if let Some(file) = ready_fd {
         report_ready(file);
     }
@@ -98,43 +100,60 @@ fn start(
     Ok(process)
 }
 
-/// The listening sockets: inherited, or taken over, or bound.
-fn open(options: &Options, predecessor: &mut Option<Predecessor>) -> Result<Vec<Listener>, Error> {
+/// The listening sockets: inherited, or taken over, or bound; and those that a predecessor has handed over and
+/// that are not asked for any more.
+fn open(
+    options: &Options,
+    predecessor: &mut Option<Predecessor>,
+    new_files: &mut NewFiles,
+) -> Result<Sorted, Error> {
     let activated = systemd::sockets();
-    if options.graceful || activated.is_some() {
+    let is_given = options.graceful || activated.is_some();
+    let given = if is_given {
         let sockets = inherit(activated, predecessor)?;
-        return adopt(options, sockets, predecessor, |index| {
-            format!("descriptor {}", descriptors::number(index))
-        });
-    }
-    if let Some(path) = options.control.as_ref().filter(|_| options.takeover) {
+        given(sockets, predecessor, |index| format!("descriptor {}", descriptors::number(index)))?
+    } else if let Some(path) = options.control.as_ref().filter(|_| options.takeover) {
         let error = |error| Error::new(format!("take over from the process at {}", path.display()), error);
-        if let Some((found, sockets)) = asker::take_over(path).map_err(error)? {
-            *predecessor = Some(found);
-            return adopt(options, sockets, predecessor, |index| {
-                format!("number {} of another process", index + 1)
-            });
+        let (found, sockets) = asker::take_over(path).map_err(error)?.unzip();
+        *predecessor = found;
+        let sockets = sockets.unwrap_or_default();
+        given(sockets, predecessor, |index| format!("number {} of another process", index + 1))?
+    } else {
+        Vec::new()
+    };
+    // Without a predecessor nothing tells a mistake from a wish: the configuration of a service manager would
+    // silently have no effect.
+    let may_differ = predecessor.is_some() || !is_given;
+    let (listeners, unwanted) = Listener::open_all(&options.listen, given, |address| match may_differ {
+        true => Listener::bind(address, options.socket_mode, new_files),
+        false => {
+            Err(io::Error::new(ErrorKind::AddrNotAvailable, "no such socket was handed to this process"))
+        }
+    })?;
+    if let Some((_, listener)) = unwanted.first().filter(|_| !may_differ) {
+        return Err(listener.not_asked_for());
+    }
+    for listener in &listeners {
+        match listener.origin() {
+            Origin::New => log::info!("listening on a new file descriptor, {}", listener.address()),
+            Origin::Given(name) => {
+                log::info!("listening on the existing file {name}, {}", listener.address());
+            }
         }
     }
-    let listeners = Listener::bind_all(&options.listen, options.socket_mode)?;
-    let addresses = listeners.iter().map(Listener::address);
-    addresses.for_each(|address| log::info!("listening on a new file descriptor, {address}"));
-    Ok(listeners)
+    Ok((listeners, unwanted))
 }
 
-fn adopt(
-    options: &Options,
+fn given(
     sockets: Vec<OwnedFd>,
     predecessor: &Option<Predecessor>,
     name: impl Fn(usize) -> String,
 ) -> Result<Vec<Listener>, Error> {
-    let file = |index| predecessor.as_ref().and_then(|predecessor| predecessor.file(index));
-    let sockets = sockets.into_iter().enumerate().map(|(index, socket)| (socket, file(index)));
-    let listeners = Listener::adopt_all(&options.listen, sockets.collect(), &name)?;
-    for (index, listener) in listeners.iter().enumerate() {
-        log::info!("listening on the existing file {}, {}", name(index), listener.address());
-    }
-    Ok(listeners)
+    let given = sockets.into_iter().enumerate().map(|(index, socket)| {
+        let file = predecessor.as_ref().and_then(|predecessor| predecessor.file(index));
+        Listener::given(socket, file, name(index))
+    });
+    given.collect()
 }
 
 /// What was handed to this process when it was executed, by its predecessor or by a service manager. It is
@@ -166,13 +185,14 @@ fn prepare(
     handler: impl Handler,
     program: Program,
     listeners: Vec<Listener>,
-    before: Before,
+    predecessor: Option<i32>,
 ) -> Result<Process, Error> {
-    let is_first = before == Before::Nothing;
-    let stays = is_first && (options.stay || process::id() == 1);
+    let stays = predecessor.is_none() && (options.stay || process::id() == 1);
     let mut keeper = Keeper::default();
     if stays {
-        keeper.stay(&listeners[0]).map_err(|error| Error::new("become the parent of orphans", error))?;
+        keeper
+            .stay(&listeners[0], &program.arguments)
+            .map_err(|error| Error::new("become the parent of orphans", error))?;
     }
     descriptors::raise_limit();
 
@@ -186,7 +206,7 @@ fn prepare(
         .map_err(|error| Error::new("start the accept thread", error))?;
     let poster = events.poster();
     let ask = move |requester, action| poster.post(Event::Asked(requester, action));
-    let places = Places::prepare(&options, before, Arc::new(ask))?;
+    let places = Places::prepare(&options, predecessor, Arc::new(ask))?;
     let identity = Identity::new(&options.version);
     let poster = events.poster();
     let config = Configuration::new(
@@ -243,11 +263,20 @@ fn report_ready(mut file: File) {
 
 /// Waits until connections may be accepted, and accepts them. A candidate is killed without a second thought,
 /// so it must not have one: until then they wait in the queues of the sockets.
-fn go(process: &mut Process, predecessor: &mut Option<Predecessor>, before: Before) -> Result<(), Error> {
+fn go(
+    process: &mut Process,
+    predecessor: &mut Option<Predecessor>,
+    unwanted: Vec<(usize, Listener)>,
+) -> Result<(), Error> {
     if let Some(predecessor) = predecessor {
         let mode = if process.config.options.overlap { Mode::Overlap } else { Mode::Alone };
-        let generation = predecessor.wait_for_go(mode);
+        let generation = predecessor.wait_for_go(mode, unwanted.iter().map(|&(index, _)| index));
         let generation = generation.map_err(|reason| Error::new("succeed the predecessor", reason))?;
+        process.server.set_socket_mode(process.config.options.socket_mode);
+        if generation.is_none() {
+            // Nobody else is there any more to do it.
+            unwanted.iter().for_each(|(_, listener)| listener.remove_file());
+        }
         process.identity.generation = generation.unwrap_or(2);
         // Without a thread for it, the predecessor keeps its connections.
         let start = |socket| Mover::start(socket, process.server.arrivals(true)).ok();
@@ -255,7 +284,10 @@ fn go(process: &mut Process, predecessor: &mut Option<Predecessor>, before: Befo
         process.mover = moving.and_then(start);
     }
     process.server.accept();
-    process.places.take(before);
+    for (_, listener) in &unwanted {
+        log::info!("no longer listening on {}", listener.address());
+    }
+    process.places.take();
     systemd::ready();
     if let Some(predecessor) = predecessor {
         predecessor.say(&Word::Serving);

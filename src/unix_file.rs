@@ -40,6 +40,17 @@ impl UnixFile {
         }
     }
 
+    /// Sets the permissions of the file at this path, if it is this one.
+    pub(crate) fn set_mode(self, path: &Path, mode: u32) -> io::Result<()> {
+        let flags = (OFlag::O_PATH | OFlag::O_NOFOLLOW).bits();
+        let file = File::options().read(true).custom_flags(flags).open(path)?;
+        if UnixFile::of(&file.metadata()?) != self {
+            return Ok(());
+        }
+        // Not by the path, which may lead to another file by now.
+        fs::set_permissions(format!("/proc/self/fd/{}", file.as_raw_fd()), Permissions::from_mode(mode))
+    }
+
     /// Listens on a path, with these permissions. A socket that [is left](is_left) there is replaced; the
     /// error is `AddrInUse` if there is anything else, or if another process is about to listen there.
     pub(crate) fn bind(path: &Path, mode: u32) -> io::Result<(UnixListener, UnixFile)> {

@@ -34,6 +34,7 @@ pub(crate) enum Word {
         generation: u64,
     },
     No(String),
+    Without(usize),
     Ready(Mode),
     Failed(String),
     Serving,
@@ -62,6 +63,9 @@ impl Word {
         match (line, line.split_once(' ').unwrap_or_default()) {
             ("above", _) => Word::Above,
             (_, ("file", numbers)) => file(numbers).unwrap_or(Word::Other(line.to_owned())),
+            (_, ("without", socket)) => {
+                socket.parse().map_or_else(|_| Word::Other(line.to_owned()), Word::Without)
+            }
             ("ready", _) => Word::Ready(Mode::Alone),
             ("ready to overlap", _) => Word::Ready(Mode::Overlap),
             ("serving", _) => Word::Serving,
@@ -86,6 +90,7 @@ impl fmt::Display for Word {
             }
             Word::Go { generation } => write!(f, "go {generation}"),
             Word::No(reason) => write!(f, "no {reason}"),
+            Word::Without(socket) => write!(f, "without {socket}"),
             Word::Ready(Mode::Alone) => write!(f, "ready"),
             Word::Ready(Mode::Overlap) => write!(f, "ready to overlap"),
             Word::Failed(reason) => write!(f, "failed {reason}"),

@@ -12,6 +12,7 @@
 //! |---|---|---|
 //! | predecessor | `above` | The link to its own predecessor is passed, too. |
 //! | predecessor | `file N DEVICE INODE` | The file of the Nth socket, from 0 on, which a process of this line has made, and the last one removes. A path may lead to another file meanwhile. |
+//! | candidate | `without N` | It will not listen on the Nth socket, which it closes when it goes. |
 //! | candidate | `ready`, `ready to overlap` | All that can fail has been done. It waits. |
 //! | candidate | `failed REASON` | It leaves. |
 //! | predecessor | `go N` | Accept connections, as the Nth process. |

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{getsockopt, sockopt};
+
 use super::link::{GREETING, Link, Mode, Word};
 use super::{descriptors, moving};
 use crate::unix_file::UnixFile;
@@ -58,18 +60,30 @@ impl Predecessor {
         Ok(Predecessor { link, moving, above, files })
     }
 
+    /// Its process ID, as it is seen from here: 0 if it lies in a namespace where it cannot be seen.
+    pub(crate) fn pid(&self) -> i32 {
+        getsockopt(&self.link, sockopt::PeerCredentials).map_or(0, |peer| peer.pid())
+    }
+
     /// The file of a socket, if this line of processes has made it.
     pub(crate) fn file(&self, socket: usize) -> Option<UnixFile> {
         self.files.get(&socket).copied()
     }
 
-    /// Says that this process is ready, and waits until it may accept connections; returns its generation, if
-    /// the predecessor has lived to say it.
+    /// Says that this process is ready, without these sockets, and waits until it may accept connections;
+    /// returns its generation, if the predecessor has lived to say it.
     ///
     /// # Errors
     ///
     /// Why it may not: another process serves.
-    pub(crate) fn wait_for_go(&mut self, ready: Mode) -> Result<Option<u64>, String> {
+    pub(crate) fn wait_for_go(
+        &mut self,
+        ready: Mode,
+        without: impl Iterator<Item = usize>,
+    ) -> Result<Option<u64>, String> {
+        for socket in without {
+            self.link.say(&Word::Without(socket));
+        }
         self.link.say(&Word::Ready(ready));
         let deadline = Instant::now() + GO_TIMEOUT;
         let mut above = self.above.take();

@@ -36,6 +36,8 @@ pub(crate) struct Successor {
     /// If this process has started it. Otherwise it has come through the control socket, perhaps from another
     /// container: it cannot be killed, and its end is that of the link.
     child: Option<Child>,
+    /// The sockets that it does not listen on.
+    without: Vec<usize>,
 }
 
 /// What has become of a successor.
@@ -109,6 +111,11 @@ impl Successor {
     /// What moves connections to it.
     pub(crate) fn mover(&mut self) -> Option<Mover> {
         self.mover.take()
+    }
+
+    /// The sockets that it does not listen on, by their indices.
+    pub(crate) fn without(&self) -> &[usize] {
+        &self.without
     }
 
     /// Returns what is left to wait for when this process does not answer for it any more.
@@ -193,7 +200,8 @@ impl Candidate {
         let link = Link::new(ours)?;
         // The other ends are closed here when this returns, or the end of the link would never come.
         let child = spawn(program, &handed.descriptors(Some(theirs.as_fd())), blocked)?;
-        let process = Successor { pid: child.pid(), link, mover: Some(handed.mover), child: Some(child) };
+        let (pid, mover) = (child.pid(), Some(handed.mover));
+        let process = Successor { pid, link, mover, child: Some(child), without: Vec::new() };
         Ok(Candidate::new(process, timeout))
     }
 
@@ -206,7 +214,7 @@ impl Candidate {
         let pid = getsockopt(connection, sockopt::PeerCredentials)?.pid().unsigned_abs();
         let link = Link::new(connection.try_clone()?)?;
         takeover::grant(connection, &handed.greeting(), &handed.descriptors(None))?;
-        let process = Successor { pid, link, mover: Some(handed.mover), child: None };
+        let process = Successor { pid, link, mover: Some(handed.mover), child: None, without: Vec::new() };
         Ok(Candidate::new(process, timeout))
     }
 
@@ -249,6 +257,7 @@ impl Candidate {
         while let Some(word) = self.process.link.hear() {
             match word {
                 Word::End => break,
+                Word::Without(socket) => self.process.without.push(socket),
                 Word::Ready(mode) => ready = Some(mode),
                 Word::Failed(reason) => self.reason = Some(reason),
                 word => {

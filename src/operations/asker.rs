@@ -71,6 +71,11 @@ impl Asked {
     }
 }
 
+/// Whether a process serves a control socket.
+pub(super) fn is_served_by(path: &Path, pid: i32) -> bool {
+    Asked::connect(path).is_ok_and(|asked| asked.pid == pid)
+}
+
 fn silent(pid: i32) -> io::Error {
     let reason = format!("process {pid} has not answered within {} s", LIMIT.as_secs());
     io::Error::new(ErrorKind::TimedOut, reason)

@@ -64,8 +64,8 @@ impl Configuration {
     /// Applies what has been read, answers the requests for it, and reads again if that has been requested.
     pub(crate) fn apply(&mut self, reading: Reading) {
         let result = reading.map(|mut options| {
-            for name in options.keep_what_needs_a_handover(&self.options) {
-                log::warn!("a change of {name} needs a handover");
+            for (name, needed) in options.keep_what_needs_a_handover(&self.options) {
+                log::warn!("a change of {name} needs a {needed}");
             }
             *self.limits.write().unwrap_or_else(PoisonError::into_inner) = options.limits;
             self.options = *options;

@@ -77,7 +77,7 @@ impl Control {
     /// # Errors
     ///
     /// `AddrInUse` if there is something that is no stale socket, and no predecessor.
-    pub(crate) fn open(path: &Path, before: Before, ask: Arc<Ask>) -> io::Result<Control> {
+    pub(super) fn open(path: &Path, before: Before, ask: Arc<Ask>) -> io::Result<Control> {
         // Clients have to reach it aside, and a successor has to bind a temporary name by way of the directory.
         let (longest, longest_name) = (LONGEST_PATH - ".old".len(), 64);
         if path.as_os_str().len() > longest || path.file_name().is_some_and(|name| name.len() > longest_name)

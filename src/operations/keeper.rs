@@ -2,9 +2,11 @@
 //! processes that have succeeded it, and reports how the last of them ended.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{self, ExitStatus};
 
 use nix::sys::prctl::set_child_subreaper;
@@ -29,11 +31,14 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Makes this process stay until the last of its line has ended. It becomes the parent of orphans: a
     /// member of the line is its child when those between have ended.
-    pub(crate) fn stay(&mut self, first_socket: impl AsFd) -> io::Result<()> {
+    pub(crate) fn stay(&mut self, first_socket: impl AsFd, arguments: &[OsString]) -> io::Result<()> {
         set_child_subreaper(true)?;
         let socket = format!("socket:[{}]", fstat(first_socket)?.st_ino);
         let name = stat(process::id() as i32).map_or(String::new(), |stat| stat.name);
-        self.line = Some(Line { socket, name, started: HashSet::new(), seen: HashSet::new(), last: None });
+        let arguments =
+            arguments.iter().fold(vec![0], |all, argument| [&all, argument.as_bytes(), &[0]].concat());
+        let (started, seen) = (HashSet::new(), HashSet::new());
+        self.line = Some(Line { socket, arguments, name, started, seen, last: None });
         Ok(())
     }
 
@@ -107,6 +112,8 @@ impl Keeper {
 struct Line {
     /// What the first listening socket is called in /proc, by which a member is recognised.
     socket: String,
+    /// The arguments of a successor as /proc has them, by which a member is recognised that listens elsewhere.
+    arguments: Vec<u8>,
     /// The name of this process, by which a member is recognised that has ended before it was seen.
     name: String,
     /// Children that have an owner which waits for them.
@@ -141,8 +148,8 @@ impl Line {
         self.seen.contains(&pid) || stat(pid).is_some_and(|stat| stat.name == self.name)
     }
 
-    /// The living descendants that hold the listening socket where a successor has it. Others are nothing of
-    /// ours: they have been started by handlers.
+    /// The living descendants that hold the listening socket where a successor has it, or have been started like
+    /// one. Others are nothing of ours: they have been started by handlers.
     fn members(&self) -> Vec<i32> {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -154,13 +161,14 @@ impl Line {
             let last = ancestors.find(|pid| [this, 0, 1].contains(pid) || !parents.contains_key(pid));
             pid != 1 && last.is_some_and(|last| last == this || last != 1)
         };
-        let members = parents.keys().copied().filter(|&pid| pid != this && self.is_member(pid));
-        members.filter(is_descendant).collect()
+        let others = parents.keys().copied().filter(|&pid| pid != this);
+        others.filter(is_descendant).filter(|&pid| self.is_member(pid)).collect()
     }
 
     fn is_member(&self, pid: i32) -> bool {
         let held = fs::read_link(format!("/proc/{pid}/fd/{}", descriptors::FIRST));
         held.is_ok_and(|held| held.as_os_str() == self.socket.as_str())
+            || fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|all| all.ends_with(&self.arguments))
     }
 }
 

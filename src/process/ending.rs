@@ -12,6 +12,7 @@ use crate::handover::successor::{End, News, Successor};
 use crate::operations::requester::{Action, Requester};
 use crate::operations::status::Doing;
 use crate::operations::systemd;
+use crate::server::listener::Origin;
 
 impl Process {
     pub(super) fn stop(&mut self, by: &Requester) -> Phase {
@@ -26,6 +27,7 @@ impl Process {
         }
         log::info!("{by}: the predecessor of this process goes on alone");
         self.server.expect_no_arrivals();
+        self.server.close_listeners(|_, listener| *listener.origin() == Origin::New);
         by.answer(Ok("ok".to_owned()));
         Phase::Drain(None, self.mover.take())
     }
@@ -33,7 +35,6 @@ impl Process {
     /// No process follows.
     pub(super) fn close(&mut self, by: &Requester) -> Phase {
         systemd::stopping();
-        self.server.remove_socket_files();
         self.server.close();
         log::info!("{by}: stopping, {}", self.server);
         by.answer(Ok("ok".to_owned()));
@@ -65,7 +66,6 @@ impl Process {
     pub(super) fn keep(&mut self) -> Phase {
         if self.keeper.has_members() {
             log::info!("process {} stays until the last of its successors has ended", process::id());
-            self.server.close_listeners();
             self.places.withdraw();
         }
         while self.keeper.has_members() {
@@ -82,10 +82,7 @@ impl Process {
         self.server.drain(mover);
         match successor.as_ref().map(Successor::pid) {
             Some(pid) => log::info!("handed over to successor {pid}; draining, {}", self.server),
-            None => {
-                self.server.close_listeners();
-                log::info!("draining, {}", self.server);
-            }
+            None => log::info!("draining, {}", self.server),
         }
         let probation = after(self.config.options.probation);
         let mut drain = Some(after(self.config.options.drain_timeout));
@@ -124,7 +121,9 @@ impl Process {
             match successor.as_mut().and_then(|successor| Some((successor.pid(), successor.news()?))) {
                 Some((pid, News::Leaving(word))) => {
                     log::info!("successor {pid} says: {word}");
-                    self.let_go(&mut successor);
+                    if self.let_go(&mut successor) > 0 {
+                        drain = Some(after(self.config.options.drain_timeout));
+                    }
                 }
                 Some((pid, News::Died(end))) => return self.take_back(successor, pid, end),
                 _ => {}
@@ -132,26 +131,29 @@ impl Process {
         }
     }
 
-    /// The last look at the successor: after it, the process ends.
+    /// The last look at the successor: after it, the process ends, or answers those that have waited for
+    /// nobody else.
     fn leave(&mut self, mut successor: Option<Successor>) -> Phase {
         match successor.as_mut().and_then(|successor| Some((successor.pid(), successor.last_news()?))) {
             Some((pid, News::Died(end))) => self.take_back(successor, pid, end),
-            _ => {
-                self.let_go(&mut successor);
-                Phase::Keep
-            }
+            _ if self.let_go(&mut successor) > 0 => Phase::Drain(None, None),
+            _ => Phase::Keep,
         }
     }
 
-    /// This process does not answer for its successor any more: it will not have to take its place.
-    fn let_go(&mut self, successor: &mut Option<Successor>) {
-        self.keeper.retire(successor.take().and_then(Successor::retire));
-        self.server.close_listeners();
+    /// This process does not answer for its successor any more: it will not have to take its place. Returns how
+    /// many connections it has accepted at the sockets on which its successor does not listen.
+    fn let_go(&mut self, successor: &mut Option<Successor>) -> usize {
+        let Some(successor) = successor.take() else { return 0 };
+        let accepted = self.server.close_listeners(|index, _| successor.without().contains(&index));
+        self.keeper.retire(successor.retire());
+        accepted
     }
 
     /// No process accepts connections; but the listening sockets are still here.
     fn take_back(&mut self, successor: Option<Successor>, pid: u32, end: End) -> Phase {
         let phase = self.serve_on(successor.and_then(Successor::retire));
+        self.server.set_socket_mode(self.config.options.socket_mode);
         let lost = match self.server.moved() {
             0 => String::new(),
             count => format!("; {count} connections that had been moved to it have ended with it"),

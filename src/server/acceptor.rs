@@ -158,12 +158,9 @@ impl Acceptor {
         }
     }
 
-    /// Accepts what is in the queues, whatever the gate.
-    pub(super) fn accept_queued(&self) {
-        for listener in &self.listeners {
-            let mut attempts = 0..LONGEST_QUEUE;
-            while attempts.next().is_some() && matches!(self.accept_one(listener), Ok(true)) {}
-        }
+    /// Accepts what is in the queue, whatever the gate, and returns how many that were.
+    pub(super) fn accept_queued(&self, listener: &Listener) -> usize {
+        (0..LONGEST_QUEUE).take_while(|_| matches!(self.accept_one(listener), Ok(true))).count()
     }
 
     /// Accepts one connection; `false` if there is none. It is an error if there is no capacity: as many are

@@ -42,6 +42,15 @@ impl Address {
         Ok(addresses)
     }
 
+    /// The same address, with the port of the first address of a name: port 0 is one port for all of them.
+    pub(crate) fn with_port_of(&self, first: Option<&Address>) -> Address {
+        let mut same = self.clone();
+        if let (Address::Network(same), Some(Address::Network(first))) = (&mut same, first) {
+            same.set_port(first.port());
+        }
+        same
+    }
+
     /// Whether a socket on this address is what binding one of `wanted` makes: port 0 stands for any port.
     pub(crate) fn is_one_of(&self, wanted: &[Address]) -> bool {
         wanted.iter().any(|wanted| match (self, wanted) {

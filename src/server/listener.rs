@@ -9,6 +9,8 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::PathBuf;
+use std::slice;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -24,6 +26,16 @@ pub(crate) struct Listener {
     address: Address,
     /// The file of a Unix socket, if this process or one before it has made that.
     file: Option<UnixFile>,
+    origin: Origin,
+}
+
+/// Where a listening socket has come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// This process has bound it, so its predecessor has not got it.
+    New,
+    /// Another process has opened it. How it is called here.
+    Given(String),
 }
 
 enum Socket {
@@ -31,21 +43,50 @@ enum Socket {
     Unix(UnixListener),
 }
 
+/// The files of the sockets that this process has bound. If it does not come to serve, they are removed.
+#[derive(Default)]
+pub(crate) struct NewFiles(Vec<(PathBuf, UnixFile)>);
+
+impl NewFiles {
+    pub(crate) fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for NewFiles {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|(path, file)| file.remove(path));
+    }
+}
+
+/// The sockets that are asked for, and those that were given and are not, by their indices.
+pub(crate) type Sorted = (Vec<Listener>, Vec<(usize, Listener)>);
+
 impl Listener {
-    /// Binds everything that is asked for: of a name that has several addresses, all that this machine has.
-    pub(crate) fn bind_all(asked: &[String], socket_mode: u32) -> Result<Vec<Listener>, Error> {
+    /// Finds everything that is asked for among the sockets that were `given`, in any order, and makes what is
+    /// missing: of a name that has several addresses, all that this machine has.
+    pub(crate) fn open_all(
+        asked: &[String],
+        given: Vec<Listener>,
+        mut make: impl FnMut(&Address) -> io::Result<Listener>,
+    ) -> Result<Sorted, Error> {
+        let resolved = asked.iter().map(|text| Ok((text, Address::resolve(text)?)));
+        let resolved = resolved.collect::<Result<Vec<_>, Error>>()?;
+        let is_asked = |address: &Address| resolved.iter().any(|(_, wanted)| wanted.contains(address));
+        let mut given: Vec<_> = given.into_iter().map(Some).collect();
         let mut listeners: Vec<Listener> = Vec::new();
-        for text in asked {
+        for (text, wanted) in &resolved {
             let error = |error| Error::new(format!("listen on {text}"), error);
             let (first, mut unavailable) = (listeners.len(), None);
-            for mut address in Address::resolve(text)? {
-                // Port 0 is one port for all addresses of a name.
-                if let Address::Network(address) = &mut address
-                    && let Some(Listener { address: Address::Network(first), .. }) = listeners.get(first)
-                {
-                    address.set_port(first.port());
-                }
-                match Listener::bind(&address, socket_mode) {
+            for address in wanted {
+                let address = address.with_port_of(listeners.get(first).map(Listener::address));
+                // A socket with a port that is asked for is not taken for port 0, which is any.
+                let fits = |found: &Address| {
+                    *found == address || found.is_one_of(slice::from_ref(&address)) && !is_asked(found)
+                };
+                let found =
+                    given.iter_mut().find(|given| given.as_ref().is_some_and(|given| fits(&given.address)));
+                match found.and_then(Option::take).map_or_else(|| make(&address), Ok) {
                     Ok(listener) => listeners.push(listener),
                     Err(source) if is_unavailable(&source) => unavailable = Some(source),
                     Err(source) => return Err(error(source)),
@@ -55,10 +96,28 @@ impl Listener {
                 return Err(error(source));
             }
         }
-        Ok(listeners)
+        let others = given.into_iter().enumerate().filter_map(|(index, other)| Some((index, other?)));
+        let others = others.collect();
+        // Only now, because any other socket is none of our business.
+        for listener in &listeners {
+            listener.prepare().map_err(|errno| listener.refuse(errno))?;
+        }
+        Ok((listeners, others))
     }
 
-    fn bind(address: &Address, socket_mode: u32) -> io::Result<Listener> {
+    #[cfg(test)]
+    pub(crate) fn bind_all(asked: &[String], socket_mode: u32) -> Result<Vec<Listener>, Error> {
+        let mut new_files = NewFiles::default();
+        let bind = |address: &_| Listener::bind(address, socket_mode, &mut new_files);
+        Listener::open_all(asked, Vec::new(), bind).map(|(listeners, _)| listeners)
+    }
+
+    /// Binds a socket, the file of which, if there is one, is added to the `new_files`.
+    pub(crate) fn bind(
+        address: &Address,
+        socket_mode: u32,
+        new_files: &mut NewFiles,
+    ) -> io::Result<Listener> {
         let (socket, file) = match address {
             Address::Network(address) => (Socket::Tcp(TcpListener::bind(address)?), None),
             Address::Unix(path) if path.as_os_str().len() > LONGEST_PATH => {
@@ -67,6 +126,7 @@ impl Listener {
             }
             Address::Unix(path) => {
                 let (socket, file) = UnixFile::bind(path, socket_mode)?;
+                new_files.0.push((path.clone(), file));
                 (Socket::Unix(socket), Some(file))
             }
             Address::Abstract(name) => {
@@ -74,53 +134,30 @@ impl Listener {
                 (Socket::Unix(UnixListener::bind_addr(&name)?), None)
             }
         };
-        let listener = Listener::new(socket, file)?;
-        listener.prepare()?;
-        Ok(listener)
+        Listener::new(socket, file, Origin::New)
     }
 
-    /// Takes over the sockets that another process has opened, if they are what is asked for, in that order.
-    /// A host name stands for all of its addresses, of which the other process may have bound only some. With
-    /// each comes its file if that is to be removed at the end, because another process of this line has made it.
-    /// `name` says where a socket has come from, for the error if one is not as expected.
-    pub(crate) fn adopt_all(
-        asked: &[String],
-        sockets: Vec<(OwnedFd, Option<UnixFile>)>,
-        name: impl Fn(usize) -> String,
-    ) -> Result<Vec<Listener>, Error> {
-        let refuse = |index: usize, reason: Reason| {
-            Error::new(format!("take over the listening socket at {}", name(index)), reason)
-        };
-        let check =
-            |(index, (socket, file))| Listener::check(socket, file).map_err(|reason| refuse(index, reason));
-        let listeners: Vec<_> = sockets.into_iter().enumerate().map(check).collect::<Result<_, _>>()?;
-        let mut next = 0;
-        for text in asked {
-            let wanted = Address::resolve(text)?;
-            let candidates = listeners[next..].iter().take(wanted.len());
-            let found = candidates.take_while(|listener| listener.address.is_one_of(&wanted)).count();
-            if found == 0 {
-                let reason = match listeners.get(next) {
-                    Some(Listener { address, .. }) => format!("it listens on {address}, not on {text}"),
-                    None => "no such descriptor was handed to this process".to_owned(),
-                };
-                return Err(refuse(next, reason.into()));
-            }
-            next += found;
+    /// A listening socket that another process has opened, called by this name here. With it comes its file if
+    /// that is to be removed at the end, because another process of this line has made it.
+    pub(crate) fn given(socket: OwnedFd, file: Option<UnixFile>, name: String) -> Result<Listener, Error> {
+        let origin = Origin::Given(name.clone());
+        Listener::check(socket, file, origin).map_err(|reason| refuse(&name, reason))
+    }
+
+    /// The error for a socket that was given and is not asked for.
+    pub(crate) fn not_asked_for(&self) -> Error {
+        self.refuse(format!("it listens on {}, which is not asked for", self.address))
+    }
+
+    fn refuse(&self, reason: impl Into<Reason>) -> Error {
+        match &self.origin {
+            Origin::New => Error::new(format!("listen on {}", self.address), reason),
+            Origin::Given(name) => refuse(name, reason),
         }
-        if let Some(Listener { address, .. }) = listeners.get(next) {
-            let reason = format!("it listens on {address}, which is not asked for");
-            return Err(refuse(next, reason.into()));
-        }
-        // Only now, because any other socket is none of our business.
-        for (index, listener) in listeners.iter().enumerate() {
-            listener.prepare().map_err(|error| refuse(index, error.into()))?;
-        }
-        Ok(listeners)
     }
 
     /// A listening socket, or what else it is.
-    fn check(socket: OwnedFd, file: Option<UnixFile>) -> Result<Listener, Reason> {
+    fn check(socket: OwnedFd, file: Option<UnixFile>, origin: Origin) -> Result<Listener, Reason> {
         match getsockopt(&socket, sockopt::SockType) {
             Ok(SockType::Stream) => {}
             Ok(other) => return Err(format!("it is not a stream socket but {other:?}").into()),
@@ -134,15 +171,15 @@ impl Listener {
         let socket = UnixListener::from(socket);
         let is_unix = socket.local_addr().is_ok();
         let socket = if is_unix { Socket::Unix(socket) } else { Socket::Tcp(OwnedFd::from(socket).into()) };
-        Listener::new(socket, file).map_err(|_| "it is neither a TCP nor a Unix socket".into())
+        Listener::new(socket, file, origin).map_err(|_| "it is neither a TCP nor a Unix socket".into())
     }
 
-    fn new(socket: Socket, file: Option<UnixFile>) -> io::Result<Listener> {
+    fn new(socket: Socket, file: Option<UnixFile>, origin: Origin) -> io::Result<Listener> {
         let address = match &socket {
             Socket::Tcp(socket) => Address::Network(socket.local_addr()?),
             Socket::Unix(socket) => Address::from_unix(&socket.local_addr()?)?,
         };
-        Ok(Listener { socket, address, file })
+        Ok(Listener { socket, address, file, origin })
     }
 
     fn prepare(&self) -> nix::Result<()> {
@@ -166,6 +203,10 @@ impl Listener {
         self.file
     }
 
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
     /// Takes the next connection from the queue; the error is `WouldBlock` when there is none.
     pub(crate) fn accept(&self) -> io::Result<(OwnedFd, Peer)> {
         match &self.socket {
@@ -180,6 +221,15 @@ impl Listener {
             file.remove(path);
         }
     }
+
+    /// Sets the permissions of the file of a Unix socket, unless it has become another one.
+    pub(crate) fn set_mode(&self, mode: u32) {
+        if let (Address::Unix(path), Some(file)) = (&self.address, self.file)
+            && let Err(error) = file.set_mode(path, mode)
+        {
+            log::warn!("cannot set the permissions of {}: {error}", path.display());
+        }
+    }
 }
 
 impl AsFd for Listener {
@@ -191,13 +241,62 @@ impl AsFd for Listener {
     }
 }
 
+fn refuse(name: &str, reason: impl Into<Reason>) -> Error {
+    Error::new(format!("take over the listening socket at {name}"), reason)
+}
+
 /// Whether a descriptor is a stream socket that listens.
 pub(crate) fn is_listening(descriptor: BorrowedFd<'_>) -> bool {
     getsockopt(&descriptor, sockopt::SockType) == Ok(SockType::Stream)
         && getsockopt(&descriptor, sockopt::AcceptConn) == Ok(true)
 }
 
-/// Whether an address cannot be bound because it does not belong to this machine.
+/// Whether an address cannot be had because it does not belong to this machine, or was not given.
 fn is_unavailable(error: &io::Error) -> bool {
-    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT))
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error().map(Errno::from_raw) == Some(Errno::EAFNOSUPPORT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_found_in_any_order_and_a_port_before_any_port() {
+        let bound: Vec<_> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let [first, second] = [0, 1].map(|index: usize| bound[index].local_addr().unwrap().to_string());
+        let any = "127.0.0.1:0";
+        let other = "127.0.0.2:0";
+        // What is asked for, what is found for it, or made, and which are left.
+        for (asked, expected, left) in [
+            (vec![&*first, &second], vec![&*first, &second], vec![]),
+            (vec![&second, &first], vec![&second, &first], vec![]),
+            (vec![any, &first], vec![&second, &first], vec![]),
+            (vec![any, any], vec![&first, &second], vec![]),
+            (vec![&second], vec![&second], vec![0]),
+            (vec![any], vec![&first], vec![1]),
+            (vec![other, &first], vec![other, &first], vec![1]),
+            (vec![other], vec![other], vec![0, 1]),
+        ] {
+            let given = bound.iter().map(|socket| {
+                let socket = socket.try_clone().unwrap().into();
+                Listener::given(socket, None, "here".to_owned()).unwrap()
+            });
+            let asked: Vec<String> = asked.into_iter().map(str::to_owned).collect();
+            let make = |address: &Address| {
+                assert_eq!(address.to_string(), other);
+                Listener::bind(address, 0, &mut NewFiles::default())
+            };
+            let (found, others) = Listener::open_all(&asked, given.collect(), make).unwrap();
+            let is_expected = |(found, expected): (&Listener, &&str)| match found.origin() {
+                Origin::New => *expected == other,
+                Origin::Given(_) => found.address().to_string() == *expected,
+            };
+            assert!(
+                found.len() == expected.len() && found.iter().zip(&expected).all(is_expected),
+                "{asked:?}"
+            );
+            assert_eq!(others.into_iter().map(|(index, _)| index).collect::<Vec<_>>(), left, "{asked:?}");
+        }
+    }
 }

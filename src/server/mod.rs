@@ -98,27 +98,32 @@ impl Server {
         self.registry.set_mover(None);
     }
 
-    /// Accepts the connections that are in the queues, closes the listening sockets, and drains. The
-    /// [files of Unix sockets](Self::remove_socket_files) go first, or clients keep coming in until the end.
+    /// Accepts the connections that are in the queues, closes the listening sockets, and drains.
     pub(crate) fn close(&mut self) {
-        self.set_gate(Gate::Shut);
-        self.acceptor.iter().for_each(|(acceptor, _)| acceptor.accept_queued());
-        self.close_listeners();
+        self.close_listeners(|_, _| true);
         self.drain(None);
     }
 
-    /// Removes the files of the Unix sockets that are listened on, but none that has become another one.
-    pub(crate) fn remove_socket_files(&self) {
-        self.listeners().iter().for_each(Listener::remove_file);
+    /// Sets the permissions of the files of Unix sockets.
+    pub(crate) fn set_socket_mode(&self, mode: u32) {
+        self.listeners().iter().for_each(|listener| listener.set_mode(mode));
     }
 
     /// Stops accepting and closes the listening sockets in this process. The connections in their queues
-    /// are left to the process that shares them.
-    pub(crate) fn close_listeners(&mut self) {
+    /// are left to the process that shares them. If none does, because this process `is_last` there, they are
+    /// accepted; returns how many have been.
+    pub(crate) fn close_listeners(&mut self, is_last: impl Fn(usize, &Listener) -> bool) -> usize {
         self.set_gate(Gate::Removed);
-        if let Some((_, thread)) = self.acceptor.take() {
-            let _ = thread.join();
-        }
+        let Some((acceptor, thread)) = self.acceptor.take() else { return 0 };
+        let _ = thread.join();
+        let listeners = acceptor.listeners.iter().enumerate();
+        let last = listeners.filter(|&(index, listener)| is_last(index, listener));
+        last.map(|(_, listener)| {
+            // It goes first, or clients keep coming in until the end.
+            listener.remove_file();
+            acceptor.accept_queued(listener)
+        })
+        .sum()
     }
 
     fn set_gate(&self, gate: Gate) {

@@ -189,7 +189,7 @@ fn a_full_standard_error_blocks_nothing() {
     let status = || handover::ask(&control, "status").map(|status| number_after(&status, "pid="));
     wait_until(|| status().is_ok(), || "it does not begin".to_owned());
     // One that fails writes there as well.
-    install_script(&directory.join("program"), &format!("exec {BINARY} --graceful --listen 127.0.0.1:1"));
+    install_script(&directory.join("program"), &format!("exec {BINARY} --graceful --listen 192.0.2.1:1"));
     let answer = handover::ask(&control, "restart").unwrap();
     assert!(answer.starts_with("error: successor "), "{answer}");
     install(&directory.join("program"));
@@ -208,7 +208,7 @@ fn a_refused_process_leaves_even_if_standard_error_is_full() {
     let (_reader, writer) = full_pipe();
     let mut command = Command::new(BINARY);
     command
-        .args(["--takeover", "--listen", "127.0.0.1:1", "--control"])
+        .args(["--takeover", "--listen", "192.0.2.1:1", "--control"])
         .arg(server.directory.join("control"));
     let mut refused = Started(command.stdin(Stdio::null()).stderr(writer).spawn().unwrap());
     drop(command);

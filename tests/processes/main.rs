@@ -2,6 +2,7 @@
 //! its descriptors and its exit status are looked at.
 
 mod asking;
+mod changes;
 mod client;
 mod command;
 mod control;

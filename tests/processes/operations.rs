@@ -417,7 +417,7 @@ fn the_number_of_sockets_must_match() {
         (
             "exec 3<&0 4<&- 0</dev/null;",
             &["--listen", &address, "--listen", "127.0.0.1:1"][..],
-            "descriptor 4: no such descriptor was handed to this process",
+            "cannot listen on 127.0.0.1:1: no such socket was handed to this process",
         ),
         (
             "exec 3<&0 4<&0 0</dev/null;",
@@ -427,7 +427,7 @@ fn the_number_of_sockets_must_match() {
         (
             "exec 3<&0 4<&0 0</dev/null;",
             &["--listen", &address, "--listen", "127.0.0.1:1"],
-            &format!("descriptor 4: it listens on {address}, not on 127.0.0.1:1"),
+            "cannot listen on 127.0.0.1:1: no such socket was handed to this process",
         ),
     ] {
         let output = start(script, arguments);

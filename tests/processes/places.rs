@@ -96,7 +96,7 @@ fn a_process_that_has_been_accepted_is_found_at_any_moment() {
         server.expect("handover failed: successor ");
         write(&good);
         // This one fails earlier.
-        let refused = take_over(&server, &["--listen", "127.0.0.1:1"]).output().unwrap();
+        let refused = take_over(&server, &["--listen", "192.0.2.1:1"]).output().unwrap();
         assert_eq!(refused.status.code(), Some(1));
         server.expect("handover failed: successor ");
         have_served.insert(server.hand_over());

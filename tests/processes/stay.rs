@@ -202,7 +202,7 @@ fn a_silent_client_of_the_control_socket_delays_nothing() {
         let successor = number_after(&server.expect("accept connections"), "successor ");
         clients.push(silent(&server));
         signal_process(successor, signal);
-        server.expect("this process goes on alone");
+        server.expect(&format!("successor {successor} is leaving; this process goes on alone"));
         expect_dead(successor);
         server.expect_alone(old);
     }

@@ -86,13 +86,14 @@ fn an_unusable_descriptor_3_ends_with_one_line_and_status_1() {
     let server = Server::start(&[]);
     let connected = format!("exec 3<>/dev/tcp/127.0.0.1/{};", server.address.port());
     for (script, reason) in [
-        ("exec 3<&-;", "no such descriptor was handed to this process"),
         ("exec 3</dev/null;", "it is not a socket"),
         (&connected, "it is not listening"),
         ("exec 3<>/dev/udp/127.0.0.1/9;", "it is not a stream socket but Datagram"),
     ] {
         assert_eq!(one_line(&run_in_shell(script), 1), format!("{refused}{reason}\n"));
     }
+    let expected = "handover: cannot listen on 127.0.0.1:0: no such socket was handed to this process\n";
+    assert_eq!(one_line(&run_in_shell("exec 3<&-;"), 1), expected);
 }
 
 #[test]
