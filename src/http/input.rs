@@ -46,7 +46,7 @@ impl Input {
     ///
     /// A few empty lines before it are passed over (RFC 9112 section 2.2); the time for the head begins with the
     /// first of them.
-    pub(crate) fn wait_for_request(&mut self, patience: Duration) -> io::Result<bool> {
+    pub(crate) fn wait_for_request(&mut self, mut patience: Duration) -> io::Result<bool> {
         let (mut empty_lines, mut is_after_cr) = (0, false);
         self.begin = None;
         loop {
@@ -55,8 +55,10 @@ impl Input {
                     // A large request may have made it larger.
                     self.buffer.drain(..mem::take(&mut self.used));
                     self.buffer.shrink_to(READ_SIZE);
-                    let of_head = |begin: Instant| self.limits.head_timeout.saturating_sub(begin.elapsed());
-                    let patience = self.begin.map_or(patience, of_head);
+                    if let Some(begin) = self.begin {
+                        patience = self.limits.head_timeout.saturating_sub(begin.elapsed());
+                        self.connection.set_idle(None);
+                    }
                     if self.fill(|connection, buffer| connection.read_request(buffer, patience))? == 0 {
                         return Ok(false);
                     }

@@ -189,7 +189,8 @@ impl Connection {
         }
     }
 
-    fn set_idle(&self, since: Option<Instant>) {
+    /// Since when no request has come on a connection that waits for one, if not only for a moment.
+    pub(crate) fn set_idle(&self, since: Option<Instant>) {
         if let Activity::Waiting { idle_since, .. } = &mut *self.activity() {
             *idle_since = since;
         }

@@ -465,6 +465,19 @@ fn a_connection_that_the_predecessor_has_kept_is_left_to_it() {
 }
 
 #[test]
+fn an_empty_line_does_not_end_a_connection_that_was_idle_before_it_was_moved() {
+    let Predecessor { server, moving, link: _link } = Predecessor::start();
+    let (mut client, socket, peer) = pair();
+    client.send("\r\n").unwrap();
+    // For longer than a request head may take.
+    moving.say(&format!("move 7 used 60000 {peer} {}", server.address), Some(&socket)).unwrap();
+    assert!(moving.hear().0.starts_with("took 7"));
+    // Its request comes when the connection counts as idle again.
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(answerer(&client.get("/hello").unwrap()), server.first());
+}
+
+#[test]
 fn what_is_no_connection_is_refused() {
     let Predecessor { server, moving, .. } = Predecessor::start();
     let (mut client, socket, peer) = pair();
