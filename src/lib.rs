@@ -57,7 +57,8 @@
 //!   the one before it (`predecessor.rs`), and open connections on their way (`moving.rs`). Every `unsafe` is
 //!   in `descriptors.rs`.
 //! - `server`, the connections: where to listen (`listener.rs`), the accept loop (`acceptor.rs`), and the
-//!   open connections, each entered in `registry.rs` and served on a thread of `workers.rs`.
+//!   open connections, each entered in `registry.rs` and served on a thread of `workers.rs`; `capacity.rs` says
+//!   how many there may be.
 //! - `http`, which speaks HTTP on one connection.
 //! - `operations`, the operator's and the supervisor's side: requests come as signals and on the control
 //!   socket, `places.rs` and `systemd.rs` show which process serves, `keeper.rs` stays for a supervisor.

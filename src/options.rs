@@ -56,6 +56,11 @@ pub struct Options {
     /// Take the listening sockets over from the process that listens on [`control`](Self::control), and
     /// succeed it. Those that are missing are bound, and if there is no process, all of them. Default: `false`.
     pub takeover: bool,
+    /// The size of the stack of each connection's thread, on which [`Handler::handle`](crate::Handler::handle)
+    /// runs, in bytes. The server itself needs less than 32 KiB of it; a handler that needs more than there is
+    /// ends the process. It matters where the address space is limited (`RLIMIT_AS`). Default: 2 MiB, as for
+    /// any thread.
+    pub stack_size: usize,
     /// What one client may use.
     pub limits: Limits,
     /// The version of the program, for the log. Default: that of this library.
@@ -68,7 +73,8 @@ pub struct Limits {
     /// How many connections may be open at a time. At capacity, the connection that has been idle for
     /// longest is evicted; if none is idle, one whose request head has been coming for longer than a second
     /// is answered with 408, or than a tenth of `head_timeout` if that is less; if there is none, new ones
-    /// wait in the kernel's queue. Default: 1024.
+    /// wait in the kernel's queue. If the limits of the process or of the system allow fewer, with what a
+    /// handover needs, those are the limit, which is logged. Default: 1024.
     pub max_connections: usize,
     /// The time for a whole request head, however slowly it trickles in, and for the first byte on a new
     /// connection. An incomplete head is then answered with 408. Default: 10 s.
@@ -124,6 +130,7 @@ impl Options {
             // These two are between the first process and the supervisor that has started it.
             ("stay", "restart", self.stay != present.stay),
             ("ready-fd", "restart", self.ready_fd != present.ready_fd),
+            ("stack-size", "handover", self.stack_size != present.stack_size),
         ];
         let Options { drain_timeout, ready_timeout, probation, limits, .. } = *self;
         let version = mem::take(&mut self.version);
@@ -149,6 +156,7 @@ impl Default for Options {
             ready_fd: None,
             control: None,
             takeover: false,
+            stack_size: 2 << 20,
             limits: Limits::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

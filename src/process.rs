@@ -92,7 +92,6 @@ impl Process {
         }
         self.server.keep_connections();
         log::info!("process {} ends", process::id());
-        self.places.finish();
         Outcome { cut: self.cut, last: self.keeper.last() }
     }
 
@@ -289,6 +288,7 @@ impl Process {
                 Event::Left => self.waiting.forget_those_that_have_left(),
                 Event::Reloaded(reading) => {
                     self.config.apply(reading);
+                    self.server.report_capacity();
                     if doing.serves() {
                         systemd::ready();
                     }

@@ -195,6 +195,7 @@ fn prepare(
             .map_err(|error| Error::new("become the parent of orphans", error))?;
     }
     descriptors::raise_limit();
+    descriptors::share_arena_if_limited();
 
     let events = Events::new().map_err(|error| Error::new("make a queue of events", error))?;
     let signals = signals(&events).map_err(|error| Error::new("handle signals", error))?;
@@ -202,7 +203,8 @@ fn prepare(
     let handler: Arc<dyn Handler> = Arc::new(handler);
     let (serving, current, poster) = (Arc::clone(&handler), Arc::clone(&limits), events.poster());
     let serve = move |connection: &_| http::serve(connection, &*serving, &current);
-    let server = Server::new(listeners, Arc::clone(&limits), serve, move || poster.post(Event::Drained))
+    let on_empty = move || poster.post(Event::Drained);
+    let server = Server::new(listeners, Arc::clone(&limits), options.stack_size, serve, on_empty)
         .map_err(|error| Error::new("start the accept thread", error))?;
     let poster = events.poster();
     let ask = move |requester, action| poster.post(Event::Asked(requester, action));

@@ -14,6 +14,9 @@ use nix::fcntl::OFlag;
 
 use super::flags::{self, Flag};
 
+/// Ten times what the routes need, unoptimized.
+const STACK_SIZE: usize = 256 << 10;
+
 /// What the command line asks for.
 pub(crate) enum Asked {
     /// To serve, or to send a request to the process that does.
@@ -84,7 +87,7 @@ impl CommandLine {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            options: Options::default(),
+            options: Options { stack_size: STACK_SIZE, ..Options::default() },
             message: "Hello World".to_owned(),
             log_level: LevelFilter::Info,
             access_log: false,

@@ -1,4 +1,4 @@
-//! Descriptors that are agreed on by number: every `unsafe` of this crate.
+//! Descriptors that are agreed on by number, and the limits of a process: every `unsafe` of this crate.
 //!
 //! A successor finds the listening sockets at descriptor 3 and those that follow, where systemd puts them,
 //! too, and the link behind them. A number says nothing about what is behind it, so each is looked at before
@@ -9,7 +9,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::libc;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// The first listening socket. Below it are standard input, output and error.
 pub(crate) const FIRST: RawFd = 3;
@@ -73,6 +74,22 @@ pub(crate) fn raise_limit() {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
+
+/// Has malloc(3) use one arena if the address space is limited: glibc reserves 64 MiB of it for each of the
+/// first threads, up to eight for each core, and then there is nothing left for connections.
+#[cfg(target_env = "gnu")]
+#[allow(unsafe_code)]
+pub(crate) fn share_arena_if_limited() {
+    if getrlimit(Resource::RLIMIT_AS).is_ok_and(|(soft, _)| soft != RLIM_INFINITY) {
+        // SAFETY: it takes two numbers, and stores one, under malloc's own lock, that is read when a thread
+        // allocates for the first time.
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    }
+}
+
+/// Other allocators have no arenas.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn share_arena_if_limited() {}
 
 /// The number of the descriptor at `index` among those that are handed over.
 pub(crate) fn number(index: usize) -> RawFd {

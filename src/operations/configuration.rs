@@ -10,6 +10,9 @@ use super::requester::Requester;
 use super::systemd;
 use crate::options::{Limits, Options};
 
+/// How many requests may wait for the next reading, because each may have a client with a descriptor.
+const MOST_WAITING: usize = 8;
+
 /// Changes the options to what the configuration says now, or reports what is wrong with it.
 pub(crate) type Read = dyn Fn(&mut Options) -> Result<(), String> + Send + Sync;
 
@@ -40,6 +43,9 @@ impl Configuration {
     }
 
     pub(crate) fn reload(&mut self, by: Requester) {
+        if self.next.len() == MOST_WAITING {
+            return by.refuse(format_args!("{MOST_WAITING} requests for it wait"));
+        }
         systemd::reloading();
         self.next.push(by);
         self.start();

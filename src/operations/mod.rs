@@ -1,6 +1,7 @@
 //! The operator's and the supervisor's side: what is asked of a process and by whom, and where it is found.
 
 pub(crate) mod asker;
+pub(crate) mod clients;
 pub(crate) mod configuration;
 pub(crate) mod control;
 pub(crate) mod keeper;

@@ -104,11 +104,6 @@ impl Places {
         self.pid_file = None;
         self.control = None;
     }
-
-    /// Waits until the answers that have been given on the control socket are written.
-    pub(crate) fn finish(&self) {
-        self.control.iter().for_each(Control::finish);
-    }
 }
 
 /// Whether a control socket may replace what is at this path: nothing, what a process has left behind that was

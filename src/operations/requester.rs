@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::Sender;
 
 use nix::sys::signal::Signal;
 
+use super::clients::Client;
 use crate::handover::link::send_all;
 
 /// What a process can be asked for.
@@ -28,8 +28,8 @@ pub(crate) enum Action {
 pub(crate) enum Requester {
     /// A signal, which takes no answer.
     Signal(Signal),
-    /// A client of the control socket, and the thread that passes it the answer.
-    Client(Sender<String>),
+    /// A client of the control socket.
+    Client(Client),
     /// A client of the control socket that asks for a restart with itself as the successor.
     Candidate(UnixStream),
     /// A client of the control socket that waits for the end of the predecessor.
@@ -53,7 +53,7 @@ impl Requester {
         let is_done = result.is_ok();
         let text = result.unwrap_or_else(|error| format!("error: {error}"));
         match self {
-            Requester::Client(answer) => drop(answer.send(text)),
+            Requester::Client(client) => client.answer(&text),
             // A candidate that has been adopted is answered on its link.
             Requester::Candidate(_) if is_done => {}
             Requester::Candidate(connection) | Requester::Waiting(connection) => {

@@ -7,11 +7,17 @@ use super::requester::Requester;
 use super::status::Doing;
 use crate::deadline::{hangup, poll_until};
 
+/// How many there may be, so that they leave a handover the descriptors that it needs.
+const MOST: usize = 8;
+
 #[derive(Default)]
 pub(crate) struct Waiting(Vec<UnixStream>);
 
 impl Waiting {
     pub(crate) fn add(&mut self, client: UnixStream) {
+        if self.0.len() == MOST {
+            return Requester::Waiting(client).refuse(format_args!("{MOST} other clients wait"));
+        }
         self.0.push(client);
     }
 

@@ -13,6 +13,7 @@ use crate::counts::Counts;
 use crate::deadline::{BACK_OFF, after, has_come, poll_until, readable};
 use crate::handover::moving::{Host, Received};
 use crate::options::Limits;
+use crate::server::capacity::Capacity;
 use crate::server::connection::Connection;
 use crate::server::listener::Listener;
 use crate::server::registry::Registry;
@@ -40,6 +41,7 @@ pub(super) struct Entrance {
     pub(super) registry: Arc<Registry>,
     pub(super) workers: Workers,
     pub(super) serve: Box<Serve>,
+    pub(super) capacity: Option<Capacity>,
 }
 
 impl Entrance {
@@ -80,7 +82,10 @@ impl Drop for Arrivals {
 
 impl Host for Arrivals {
     fn receive(&self, socket: OwnedFd, line: &str) -> Option<Received> {
-        let Entrance { workers, registry, .. } = &*self.entrance;
+        let Entrance { workers, registry, capacity, .. } = &*self.entrance;
+        if capacity.as_ref().is_some_and(|capacity| registry.open().len() >= capacity.connections) {
+            return None;
+        }
         let reserved = workers.reserve();
         let worker =
             reserved.inspect_err(|error| log::warn!("cannot take over a connection: {error}")).ok()?;
@@ -163,10 +168,27 @@ impl Acceptor {
         (0..LONGEST_QUEUE).take_while(|_| matches!(self.accept_one(listener), Ok(true))).count()
     }
 
+    /// How many connections may be open at a time: as many as are asked for, or as the system allows.
+    fn most_connections(&self) -> usize {
+        let most = self.limits.read().unwrap_or_else(PoisonError::into_inner).max_connections;
+        self.entrance.capacity.as_ref().map_or(most, |capacity| most.min(capacity.connections))
+    }
+
+    /// Logs it if the system allows less than what is asked for.
+    pub(super) fn report_capacity(&self) {
+        let asked = self.limits.read().unwrap_or_else(PoisonError::into_inner).max_connections;
+        if let Some(capacity) =
+            self.entrance.capacity.as_ref().filter(|capacity| capacity.connections < asked)
+        {
+            let most = capacity.connections;
+            log::warn!("at most {most} connections at a time instead of {asked}: {capacity}");
+        }
+    }
+
     /// Accepts one connection; `false` if there is none. It is an error if there is no capacity: as many are
     /// open as may be, or descriptors, memory or threads are short.
     fn accept_one(&self, listener: &Listener) -> io::Result<bool> {
-        let most = self.limits.read().unwrap_or_else(PoisonError::into_inner).max_connections;
+        let most = self.most_connections();
         if self.entrance.registry.open().len() >= most {
             return Err(io::Error::other(format!("{most} are open, which is the limit")));
         }

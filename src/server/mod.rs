@@ -3,6 +3,7 @@
 
 mod acceptor;
 pub(crate) mod address;
+mod capacity;
 pub(crate) mod connection;
 pub(crate) mod listener;
 pub(crate) mod pace;
@@ -19,6 +20,7 @@ use crate::counts::Counts;
 use crate::handover::moving::{Host, Mover};
 use crate::options::Limits;
 use crate::server::acceptor::{Acceptor, Arrivals, Entrance, Gate};
+use crate::server::capacity::Capacity;
 use crate::server::connection::{Activity, Connection};
 use crate::server::listener::Listener;
 use crate::server::registry::Registry;
@@ -34,25 +36,28 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A server that does not accept yet. It will run `serve` on each connection, keep at most
-    /// [`max_connections`](Limits::max_connections) open, and call `on_empty` when, after
-    /// [`drain`](Self::drain), none is open.
+    /// A server that does not accept yet. It will run `serve` on each connection, on a stack of this size, keep
+    /// at most [`max_connections`](Limits::max_connections) open, or as many as the system allows, and call
+    /// `on_empty` when, after [`drain`](Self::drain), none is open.
     pub(crate) fn new(
         listeners: Vec<Listener>,
         limits: Arc<RwLock<Limits>>,
+        stack_size: usize,
         serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
         on_empty: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Server> {
         let (idle_closed, close_idle) = io::pipe()?;
         let registry = Arc::new(Registry::new(idle_closed, on_empty)?);
-        let (workers, serve) = (Workers::default(), Box::new(serve));
-        let entrance = Arc::new(Entrance { registry: Arc::clone(&registry), workers, serve });
+        let (workers, serve) = (Workers::new(stack_size), Box::new(serve));
+        let capacity = Capacity::measure(listeners.len(), stack_size);
+        let entrance = Arc::new(Entrance { registry: Arc::clone(&registry), workers, serve, capacity });
         let acceptor = Arc::new(Acceptor {
             listeners,
             limits,
             entrance: Arc::clone(&entrance),
             gate: Mutex::new(Gate::Shut),
         });
+        acceptor.report_capacity();
         let accept = Arc::clone(&acceptor);
         let thread = thread::Builder::new().name("accept".to_owned()).spawn(move || accept.run())?;
         Ok(Server { registry, entrance, acceptor: Some((acceptor, thread)), close_idle: Some(close_idle) })
@@ -61,6 +66,11 @@ impl Server {
     /// The listening sockets, until they are closed.
     pub(crate) fn listeners(&self) -> &[Listener] {
         self.acceptor.as_ref().map_or(&[], |(acceptor, _)| &*acceptor.listeners)
+    }
+
+    /// Logs it if the system allows fewer connections than are asked for.
+    pub(crate) fn report_capacity(&self) {
+        self.acceptor.iter().for_each(|(acceptor, _)| acceptor.report_capacity());
     }
 
     /// Starts accepting, or starts again after a [`drain`](Self::drain).
@@ -201,7 +211,7 @@ mod tests {
         let address = listeners[0].address().to_string();
         let (empty, emptied) = mpsc::channel();
         let on_empty = move || empty.send(()).unwrap();
-        let mut server = Server::new(listeners, Arc::default(), serve, on_empty).unwrap();
+        let mut server = Server::new(listeners, Arc::default(), 1 << 20, serve, on_empty).unwrap();
 
         let mut clients: Vec<TcpStream> = Vec::new();
         for (count, step) in [Server::accept, Server::accept, Server::close].into_iter().enumerate() {
@@ -230,7 +240,7 @@ mod tests {
         };
         let listeners = Listener::bind_all(&["127.0.0.1:0".to_owned()], 0).unwrap();
         let address = listeners[0].address().to_string();
-        let mut server = Server::new(listeners, Arc::default(), serve, || ()).unwrap();
+        let mut server = Server::new(listeners, Arc::default(), 1 << 20, serve, || ()).unwrap();
         server.accept();
         for is_evicted in [true, false] {
             let client = TcpStream::connect(&address).unwrap();

@@ -19,10 +19,17 @@ pub(super) type Worker = Sender<Job>;
 
 /// The threads without a job, and since when. The last one to become idle is the first to be reserved, so
 /// that those in excess end.
-#[derive(Clone, Default)]
-pub(super) struct Workers(Arc<Mutex<Vec<(Instant, Worker)>>>);
+#[derive(Clone)]
+pub(super) struct Workers {
+    idle: Arc<Mutex<Vec<(Instant, Worker)>>>,
+    stack_size: usize,
+}
 
 impl Workers {
+    pub(super) fn new(stack_size: usize) -> Workers {
+        Workers { idle: Arc::default(), stack_size }
+    }
+
     /// An idle thread, or a new one, to [run](Self::run) a job or to be [released](Self::release).
     ///
     /// # Errors
@@ -34,7 +41,8 @@ impl Workers {
         }
         let (worker, jobs) = mpsc::channel();
         let workers = self.clone();
-        thread::Builder::new().name("connection".to_owned()).spawn(move || workers.work(&jobs))?;
+        let thread = thread::Builder::new().name("connection".to_owned()).stack_size(self.stack_size);
+        thread.spawn(move || workers.work(&jobs))?;
         Ok(worker)
     }
 
@@ -63,6 +71,6 @@ impl Workers {
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<(Instant, Worker)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

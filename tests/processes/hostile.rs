@@ -3,23 +3,18 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
 use crate::load::{Kind, Load};
-use crate::server::{
-    BINARY, Directory, Server, errno_text, exited, install, signal_process, wait_for_end, wait_until,
-};
+use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end, wait_until};
 
 /// The tests themselves need a descriptor for each client.
 fn raise_descriptor_limit() {
@@ -246,103 +241,6 @@ fn a_good_client_loses_nothing_among_two_thousand_hostile_ones() {
 fn resources(pid: u32) -> (usize, usize) {
     let count = |what| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
     (count("task"), count("fd"))
-}
-
-#[test]
-fn a_lack_of_descriptors_passes() {
-    raise_descriptor_limit();
-    let server = start_limited("ulimit -n 64", &[]);
-    let descriptors = |pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
-    let before = descriptors(server.first());
-    let clients: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(server.address).unwrap()).collect();
-    server.expect(&errno_text(Errno::EMFILE));
-    // Silent connections make room for others.
-    assert_eq!(server.hello(), server.first());
-
-    // It either works or is refused with the reason, and the process serves.
-    server.signal(Signal::SIGUSR2);
-    wait_until(
-        || {
-            let log = server.log();
-            log.contains("handed over to") || log.contains("handover failed")
-        },
-        || server.log(),
-    );
-    if server.log().contains("handed over to") {
-        server.expect_handover();
-    } else {
-        server.expect("handover failed: cannot start");
-    }
-    assert_eq!(server.hello(), server.serving());
-
-    drop(clients);
-    let serving = server.serving();
-    assert_eq!(server.hello(), serving);
-    wait_until(
-        // A successor has the pipe to its predecessor as well.
-        || descriptors(serving) <= before + 1,
-        || format!("{} descriptors are open, and {before} were before", descriptors(serving)),
-    );
-    let successor = server.hand_over();
-    assert_eq!(server.hello(), successor);
-}
-
-#[test]
-fn requests_in_flight_at_the_descriptor_limit_are_answered() {
-    raise_descriptor_limit();
-    let server = start_limited("ulimit -n 64", &[]);
-    let mut clients: Vec<Client> = (0..200).map(|_| begin(&server)).collect();
-    server.expect(&errno_text(Errno::EMFILE));
-    // Only some have been accepted; each that is answered makes room for another.
-    for client in &mut clients {
-        finish(client);
-    }
-    drop(clients);
-    assert_eq!(server.stop(), exited(server.first(), 0));
-}
-
-#[test]
-fn a_lack_of_threads_passes() {
-    // The limit is one of a user, and root has none: so this wants a user of its own, if it can have one.
-    let directory = Directory::new();
-    let program = directory.join("program");
-    install(&program);
-    let mut command = Command::new("bash");
-    let threads = if this_user() == 0 {
-        command.uid(1_000_000_000 + std::process::id());
-        20
-    } else {
-        threads_of_this_user() + 20
-    };
-    let script = format!("ulimit -u {threads}; exec \"$@\"");
-    command.args(["-c", &script, "bash"]).arg(program).args(["--listen", "127.0.0.1:0"]);
-    let server = Server::start_command(command, directory);
-
-    let mut clients: Vec<Client> = (0..100).map(|_| begin(&server)).collect();
-    let line = server.expect("at capacity");
-    assert!(line.contains("Resource temporarily unavailable"), "{line}");
-    // Only some have been accepted; each that is answered makes room for another.
-    for client in &mut clients {
-        finish(client);
-    }
-    drop(clients);
-    // Once the threads that are kept for further connections have ended, there is room for a handover.
-    let threads = || fs::read_dir(format!("/proc/{}/task", server.first())).unwrap().count();
-    wait_until(|| threads() == 4, || format!("{} threads", threads()));
-    let successor = server.hand_over();
-    assert_eq!(server.hello(), successor);
-}
-
-fn this_user() -> u32 {
-    fs::metadata("/proc/self").unwrap().uid()
-}
-
-fn threads_of_this_user() -> usize {
-    let ours = fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.uid() == this_user()));
-    ours.filter_map(|entry| fs::read_dir(entry.path().join("task")).ok()).map(Iterator::count).sum()
 }
 
 #[test]

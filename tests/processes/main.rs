@@ -22,6 +22,7 @@ mod overlap;
 mod partner;
 mod places;
 mod program;
+mod resources;
 mod server;
 mod sigpipe;
 mod sockets;

@@ -38,7 +38,7 @@ fn serve(
     let limits = Arc::new(RwLock::new(limits));
     let shared = Arc::clone(&limits);
     let serve = move |connection: &_| super::serve(connection, &handler, &shared);
-    let mut server = Server::new(listeners, limits, serve, || ()).unwrap();
+    let mut server = Server::new(listeners, limits, 1 << 20, serve, || ()).unwrap();
     server.accept();
     (server, address)
 }
