@@ -7,7 +7,7 @@ use std::process::{ExitCode, ExitStatus};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The number of requests that were cut, because they were still in flight at the drain deadline or when
-    /// a second stop signal came.
+    /// a second stop came.
     pub cut: usize,
     /// How the last successor ended, if this process stayed until then; see
     /// [`Options::stay`](crate::Options::stay).

@@ -10,7 +10,8 @@
 //! | Keep     | passed on         | passed on       | passed on | –               | –                | –                  | –              |
 //!
 //! Without `--overlap` an overlap lasts until the successor says that it serves. Only a process that a
-//! supervisor watches stays in Keep, and passes requests on in Drain, too; any other ends there.
+//! supervisor watches stays in Keep, and passes requests on in Drain, too; any other ends there. A stop in
+//! Finish counts from half a second after the first.
 
 mod ending;
 

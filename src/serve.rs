@@ -37,11 +37,11 @@ use crate::server::listener::{self, Listener, NewFiles, Origin, Sorted};
 
 /// Serves HTTP until the process has been stopped or has handed over, and its connections are finished.
 ///
-/// The process handles SIGUSR2 and SIGHUP (hand over), SIGINT, SIGTERM and SIGQUIT (stop; a second one cuts
-/// what is in flight) and SIGUSR1 (reload) until this returns; half a second later they have their old meaning
-/// again. A SIGHUP that is ignored when it is called stays ignored. It is to be called from `main`, before the
-/// working directory changes, and `main` is to return when it does: requests that were cut may still be
-/// running on their threads.
+/// The process handles SIGUSR2 and SIGHUP (hand over), SIGINT, SIGTERM and SIGQUIT (stop; a second one, from
+/// half a second later on, cuts what is in flight) and SIGUSR1 (reload) until this returns; half a second later
+/// they have their old meaning again. A SIGHUP that is ignored when it is called stays ignored. It is to be
+/// called from `main`, before the working directory changes, and `main` is to return when it does: requests
+/// that were cut may still be running on their threads.
 ///
 /// # Errors
 ///

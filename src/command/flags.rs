@@ -29,7 +29,8 @@ command line wins.
 Signals:
   USR2, HUP        Hand over to a new process of the same name, arguments and
                    environment
-  INT, TERM, QUIT  Answer what is in flight and exit; a second one exits at once
+  INT, TERM, QUIT  Answer what is in flight and exit; a second one, from half a
+                   second later on, exits at once
   USR1             Read the configuration file again
 
 RUST_LOG, if it is set, decides what is logged, instead of --log-level and

@@ -1,7 +1,7 @@
 //! The phases in which a process does not accept connections any more.
 
 use std::process;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Phase, Process};
 use crate::deadline::after;
@@ -13,6 +13,10 @@ use crate::operations::requester::{Action, Requester};
 use crate::operations::status::Doing;
 use crate::operations::systemd;
 use crate::server::listener::Origin;
+
+/// Until then a second stop is the first one, which has come twice: to this process, and to its group, or from
+/// the process that stays.
+const SAME_STOP: Duration = Duration::from_millis(500);
 
 impl Process {
     pub(super) fn stop(&mut self, by: &Requester) -> Phase {
@@ -43,9 +47,13 @@ impl Process {
     }
 
     pub(super) fn finish(&mut self, deadline: Instant) -> Phase {
+        let begin = Instant::now();
         self.server.expect_no_arrivals();
         while !self.server.is_empty() {
             match self.next(Doing::Stopping, Some(deadline), None) {
+                Event::Asked(by, Action::Stop) if begin.elapsed() < SAME_STOP => {
+                    by.answer(Ok("ok".to_owned()))
+                }
                 Event::Asked(by, Action::Stop) => {
                     self.keeper.pass_on(&by, Action::Stop, None);
                     self.cut(&format!("{by} again"));

@@ -61,6 +61,9 @@ impl Drop for Directory {
 /// killed with this.
 pub struct Server {
     first: u32,
+    /// The first process that serves, which is another one than the first if an init has started it, and perhaps
+    /// leads a group of its own.
+    command: u32,
     serving: Cell<u32>,
     pub address: SocketAddr,
     log: RefCell<Log>,
@@ -156,6 +159,7 @@ impl Server {
         let log = Log { lines, all: Vec::new(), pending: VecDeque::new() };
         let mut server = Server {
             first,
+            command: first,
             serving: Cell::new(first),
             address: ([127, 0, 0, 1], 0).into(),
             log: RefCell::new(log),
@@ -163,7 +167,8 @@ impl Server {
         };
         let listening = server.expect("listening on ");
         server.address = listening.rsplit(' ').next().unwrap().parse().unwrap();
-        server.expect(&format!("process {first} is ready"));
+        server.command = number_after(&server.expect(" is ready, version "), "process ");
+        server.serving.set(server.command);
         server
     }
 
@@ -365,7 +370,8 @@ impl Server {
             };
             let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
             let (state, group) = (fields[0], fields[2]);
-            if group == self.first.to_string() && !matches!(state, "Z" | "X") {
+            let is_ours = [self.first, self.command].iter().any(|leader| group == leader.to_string());
+            if is_ours && !matches!(state, "Z" | "X") {
                 processes.push(pid);
             }
         }
@@ -391,7 +397,9 @@ impl Drop for Server {
     fn drop(&mut self) {
         // The group's ID is that of its first process, which nobody else gets while the group has a member.
         if !self.processes().is_empty() {
-            let _ = killpg(Pid::from_raw(self.first as i32), Signal::SIGKILL);
+            for leader in [self.first, self.command] {
+                let _ = killpg(Pid::from_raw(leader as i32), Signal::SIGKILL);
+            }
         }
         if thread::panicking() {
             let log = self.log();

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -73,13 +74,14 @@ fn ends_with_the_status_of_its_successor(end: End, status: i32) {
     server.expect(&format!("{successor} INFO  SIGTERM: stopping"));
     // From here on the process that stays does not answer for it any more.
     expect_at_rest(watched);
-    signal_process(
-        successor,
-        match end {
-            End::Killed => Signal::SIGKILL,
-            End::Cutting => Signal::SIGINT,
-        },
-    );
+    match end {
+        End::Killed => signal_process(successor, Signal::SIGKILL),
+        End::Cutting => {
+            // Within half a second it would count as the same stop.
+            thread::sleep(Duration::from_secs(1));
+            signal_process(successor, Signal::SIGINT);
+        }
+    }
     expect_dead(successor);
     expect_at_rest(watched);
     drop(lost);

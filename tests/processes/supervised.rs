@@ -10,8 +10,8 @@ use nix::sys::signal::Signal;
 use crate::client::{self, Client};
 use crate::load::{Kind, Load};
 use crate::server::{
-    BINARY, Directory, PATIENCE, Server, exited, install, install_script, number_after, signal_process,
-    wait_for_end, wait_until,
+    BINARY, Directory, PATIENCE, Server, exited, expect_at_rest, install, install_script, number_after,
+    signal_process, wait_for_end, wait_until,
 };
 
 /// Whether a program is installed. The script that checks the project installs those that are tested with.
@@ -323,6 +323,53 @@ fn runit_sees_one_process_through_handovers() {
     assert!(client::get(address, "/").is_err());
     assert!(Command::new("sv").arg("exit").arg(&service).status().unwrap().success());
     assert!(supervisor.wait().unwrap().success());
+}
+
+/// A copy of the command, which an init has started.
+fn start_under(init: &[&str], arguments: &[&str]) -> Server {
+    let directory = Directory::new();
+    install(&directory.join("program"));
+    let mut command = Command::new(init[0]);
+    command.args(&init[1..]).arg(directory.join("program")).args(["--listen", "127.0.0.1:0"]);
+    command.arg("--control").arg(directory.join("control")).args(arguments);
+    Server::start_command(command, directory)
+}
+
+/// A stop that reaches each process twice, by its group and by the one that stays or its parent, is one.
+fn a_stop_from_it_cuts_nothing(init: &[&str]) {
+    if !is_installed(init[0]) {
+        return;
+    }
+    let server = start_under(init, &["--stay"]);
+    let watched = server.serving();
+    let held = server.hold();
+    server.hand_over();
+    let other = server.hold();
+    server.signal_first(Signal::SIGTERM);
+    server.expect(&format!("{watched} INFO  SIGTERM: passed on to"));
+    server.expect(&format!("{} INFO  SIGTERM: stopping", server.serving()));
+    for pid in [watched, server.serving()] {
+        expect_at_rest(pid);
+    }
+    held.finish();
+    other.finish();
+    server.expect_processes(&[]);
+    assert!(!server.log().contains("cutting"), "{}", server.log());
+}
+
+#[test]
+fn a_stop_from_dumb_init_to_the_whole_group_cuts_nothing() {
+    a_stop_from_it_cuts_nothing(&["dumb-init"]);
+}
+
+#[test]
+fn a_stop_from_tini_to_the_whole_group_cuts_nothing() {
+    a_stop_from_it_cuts_nothing(&["tini", "-s", "-g", "--"]);
+}
+
+#[test]
+fn a_stop_from_timeout_cuts_nothing() {
+    a_stop_from_it_cuts_nothing(&["timeout", "1h"]);
 }
 
 #[test]
