@@ -369,9 +369,9 @@ impl Server {
                 continue;
             };
             let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-            let (state, group) = (fields[0], fields[2]);
+            let group = fields[2];
             let is_ours = [self.first, self.command].iter().any(|leader| group == leader.to_string());
-            if is_ours && !matches!(state, "Z" | "X") {
+            if is_ours && is_alive(pid) {
                 processes.push(pid);
             }
         }
