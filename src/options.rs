@@ -44,11 +44,12 @@ pub struct Options {
     /// Otherwise each ends with its next response, which says so. To be switched off by a program that keeps
     /// something about a connection between two requests. Default: `true`.
     pub move_connections: bool,
-    /// The first process does not exit when it has handed over and drained: it passes signals on to its
-    /// successors, and exits with the last of them, so that a supervisor sees one process. Process 1 always
-    /// does. Default: `false`.
+    /// A process that no predecessor has started does not exit when it has handed over and drained: it passes
+    /// signals on to its successors, and exits with the last of them, so that a supervisor sees one process.
+    /// Process 1 always does. Default: `false`.
     pub stay: bool,
-    /// A descriptor to which the first process writes a newline when it is ready, as s6 expects it.
+    /// A descriptor to which a process that no predecessor has started writes a newline when it is ready, as s6
+    /// expects it.
     /// Default: none.
     pub ready_fd: Option<i32>,
     /// The Unix socket on which to listen for requests of operators; see [`ask`](crate::ask). Default: none.

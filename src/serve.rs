@@ -86,10 +86,18 @@ fn start(
     }
     let mut new_files = NewFiles::default();
     let (listeners, unwanted) = open(&options, predecessor, &mut new_files)?;
-    let is_first = predecessor.is_none();
-    let ready_fd = options.ready_fd.filter(|_| is_first).map(inherited_file).transpose()?;
+    let mut keeper = Keeper::default();
+    let mut ready_fd = None;
+    // Not if it is a successor that its predecessor has started.
+    if !predecessor.as_ref().is_some_and(Predecessor::is_parent) {
+        ready_fd = options.ready_fd.map(inherited_file).transpose()?;
+        if options.stay || process::id() == 1 {
+            let stayed = keeper.stay(&listeners[0], &program.arguments);
+            stayed.map_err(|error| Error::new("become the parent of orphans", error))?;
+        }
+    }
     let before = predecessor.as_ref().map(Predecessor::pid);
-    let mut process = prepare(options, handler, program, listeners, before)?;
+    let mut process = prepare(options, handler, program, listeners, before, keeper)?;
     go(&mut process, predecessor, unwanted)?;
     new_files.keep();
     if let Some(file) = ready_fd {
@@ -186,14 +194,8 @@ fn prepare(
     program: Program,
     listeners: Vec<Listener>,
     predecessor: Option<i32>,
+    keeper: Keeper,
 ) -> Result<Process, Error> {
-    let stays = predecessor.is_none() && (options.stay || process::id() == 1);
-    let mut keeper = Keeper::default();
-    if stays {
-        keeper
-            .stay(&listeners[0], &program.arguments)
-            .map_err(|error| Error::new("become the parent of orphans", error))?;
-    }
     descriptors::raise_limit();
     descriptors::share_arena_if_limited();
 

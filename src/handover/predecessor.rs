@@ -26,6 +26,7 @@ pub(crate) struct Predecessor {
     above: Option<Link>,
     /// By the indices of their sockets, the files that it or a process before it has made.
     files: HashMap<usize, UnixFile>,
+    is_parent: bool,
 }
 
 impl Predecessor {
@@ -37,7 +38,8 @@ impl Predecessor {
         socket.read_exact(&mut [0; GREETING.len()])?;
         let moving = descriptors::inherited(descriptors::number(sockets + 1), moving::is_end);
         let above = descriptors::number(sockets + 1 + usize::from(moving.is_some()));
-        Predecessor::new(socket, moving, || descriptors::inherited(above, |_| true)).map(Some)
+        let predecessor = Predecessor::new(socket, moving, || descriptors::inherited(above, |_| true))?;
+        Ok(Some(Predecessor { is_parent: true, ..predecessor }))
     }
 
     /// The process at the other end of a connection on which the greeting has come. `above` gets the
@@ -57,7 +59,12 @@ impl Predecessor {
         }
         let above = if has_above { above() } else { None };
         let above = above.map(|above| Link::new(UnixStream::from(above))).transpose()?;
-        Ok(Predecessor { link, moving, above, files })
+        Ok(Predecessor { link, moving, above, files, is_parent: false })
+    }
+
+    /// Whether it has started this process, so that no supervisor has.
+    pub(crate) fn is_parent(&self) -> bool {
+        self.is_parent
     }
 
     /// Its process ID, as it is seen from here: 0 if it lies in a namespace where it cannot be seen.

@@ -1,16 +1,17 @@
 //! Under supervisors: what they are told, and what they see.
 
-use std::fs;
-use std::net::TcpListener;
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
 use crate::load::{Kind, Load};
 use crate::server::{
-    BINARY, Directory, PATIENCE, Server, exited, expect_at_rest, install, install_script, number_after,
+    BINARY, Directory, Held, PATIENCE, Server, exited, expect_at_rest, install, install_script, number_after,
     signal_process, wait_for_end, wait_until,
 };
 
@@ -245,44 +246,123 @@ fn a_stop_while_a_process_that_stays_still_drains_stops_its_successor_too() {
     server.expect_processes(&[]);
 }
 
+/// A directory for the command as process 1 of a namespace, and the command.
+struct Namespace {
+    directory: Directory,
+    outside: Child,
+}
+
+impl Namespace {
+    /// Starts a program in a process ID namespace of its own, as a container has one, with the command as the last
+    /// of its arguments; `None` if no namespace is to be had, which takes root.
+    fn start(directory: Directory, init: &[&str], arguments: &[&str]) -> Option<Namespace> {
+        let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+        let probe = Command::new("unshare").args(unshare).arg("true").output();
+        if !probe.is_ok_and(|output| output.status.success()) {
+            eprintln!("no namespace is to be had: nothing is tested");
+            return None;
+        }
+        let mut command = Command::new("unshare");
+        command.args(unshare).args(init).args([BINARY, "--control"]).arg(directory.join("control"));
+        command.args(arguments).stderr(File::create(directory.join("log")).unwrap());
+        let outside = command.spawn().unwrap();
+        let namespace = Namespace { directory, outside };
+        wait_until(|| namespace.log().contains("is ready"), || namespace.log());
+        Some(namespace)
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap()
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.log().lines().next().unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Process 1, as it is seen from here.
+    fn init(&self) -> u32 {
+        let children = format!("/proc/{0}/task/{0}/children", self.outside.id());
+        fs::read_to_string(children).unwrap().trim().parse().unwrap()
+    }
+
+    /// Process 1 gets the signals, as from `docker kill` and `docker stop`, and is there until the end.
+    fn is_replaced_and_stopped(mut self, times: usize) {
+        let (address, init) = (self.address(), self.init());
+        let serving = || number_after(&client::get(address, "/hello").unwrap().text(), "from ");
+        for _ in 0..times {
+            let before = serving();
+            signal_process(init, Signal::SIGHUP);
+            wait_until(|| serving() != before, || self.log());
+            wait_until(|| self.log().contains(" stays until "), || self.log());
+        }
+        let held = Held::begin(address);
+        signal_process(init, Signal::SIGTERM);
+        wait_until(|| self.log().contains("SIGTERM: stopping"), || self.log());
+        held.finish();
+        assert!(self.outside.wait().unwrap().success(), "{}", self.log());
+        assert!(!self.log().contains("cutting"), "{}", self.log());
+        assert!(client::get(address, "/").is_err());
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = self.outside.kill();
+        let _ = self.outside.wait();
+    }
+}
+
 #[test]
 fn process_1_stays_without_being_told_to() {
-    // A process ID namespace of its own wants root.
-    if !Command::new("unshare")
-        .args(["--pid", "--fork", "true"])
-        .output()
-        .is_ok_and(|output| output.status.success())
-    {
-        eprintln!("no namespace is to be had: nothing is tested");
-        return;
+    if let Some(namespace) = Namespace::start(Directory::new(), &[], &["--listen", "127.0.0.1:0"]) {
+        namespace.is_replaced_and_stopped(3);
     }
+}
+
+#[test]
+fn process_1_stays_if_it_has_taken_over() {
+    let server = Server::start_replaceable(&[]);
     let directory = Directory::new();
-    let log = directory.join("log");
-    let script = format!("exec unshare --pid --fork --mount-proc \"$@\" 2>{}", log.display());
-    let mut command = Command::new("sh");
-    command.args(["-c", &script, "sh", BINARY, "--listen", "127.0.0.1:0"]);
-    let mut outside = command.spawn().unwrap();
-    let read = || fs::read_to_string(&log).unwrap_or_default();
-    wait_until(|| read().contains("process 1 is ready"), read);
-    let text = read();
-    let address = text.lines().next().unwrap().rsplit(' ').next().unwrap();
-    let address: std::net::SocketAddr = address.parse().unwrap();
-    // Process 1 as it is seen from here.
-    let inside: u32 = {
-        let children = format!("/proc/{0}/task/{0}/children", outside.id());
-        fs::read_to_string(children).unwrap().trim().parse().unwrap()
-    };
-    let mut before = 1;
-    for _ in 0..3 {
-        signal_process(inside, Signal::SIGUSR2);
-        let changed = || number_after(&client::get(address, "/hello").unwrap().text(), "from ") != before;
-        wait_until(changed, read);
-        before = number_after(&client::get(address, "/hello").unwrap().text(), "from ");
-        wait_until(|| read().contains("process 1 stays"), read);
+    symlink(server.directory.join("control"), directory.join("control")).unwrap();
+    let arguments = ["--takeover", "--listen", &server.address.to_string()];
+    let Some(namespace) = Namespace::start(directory, &[], &arguments) else { return };
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+    namespace.is_replaced_and_stopped(3);
+}
+
+#[test]
+fn a_process_that_stays_works_below_a_small_init() {
+    // Where a signal goes to the whole group, it may mean two handovers, of which a further signal may meet the second.
+    for (init, times) in
+        [(&["tini", "--"][..], 3), (&["tini", "-g", "--"], 1), (&["dumb-init"], 1), (&["dumb-init", "-c"], 3)]
+    {
+        if is_installed(init[0])
+            && let Some(namespace) =
+                Namespace::start(Directory::new(), init, &["--stay", "--listen", "127.0.0.1:0"])
+        {
+            namespace.is_replaced_and_stopped(times);
+        }
     }
-    signal_process(inside, Signal::SIGTERM);
-    assert!(outside.wait().unwrap().success(), "{}", read());
-    assert!(client::get(address, "/").is_err());
+}
+
+#[test]
+fn a_process_that_has_taken_over_stays_and_reports_its_readiness() {
+    let server = Server::start_replaceable(&[]);
+    let told = server.directory.join("told");
+    let mut command = Command::new("bash");
+    command.args(["-c", "exec 3>\"$0\"; exec \"$@\""]).arg(&told).args([BINARY, "--takeover", "--stay"]);
+    command.args(["--ready-fd", "3", "--listen", &server.address.to_string()]);
+    command.arg("--control").arg(server.directory.join("control"));
+    let next = Server::start_command(command, Directory::new());
+    assert_eq!(fs::read_to_string(&told).unwrap(), "\n");
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+    let successor = next.hand_over();
+    next.expect(&format!("process {} stays", next.first()));
+    assert_eq!(next.hello(), successor);
+    next.signal_first(Signal::SIGTERM);
+    assert_eq!(wait_for_end(next.first()), exited(next.first(), 0));
+    next.expect_processes(&[]);
+    assert_eq!(fs::read_to_string(&told).unwrap(), "\n");
 }
 
 #[test]
