@@ -46,7 +46,8 @@ pub struct Options {
     pub move_connections: bool,
     /// A process that no predecessor has started does not exit when it has handed over and drained: it passes
     /// signals on to its successors, and exits with the last of them, so that a supervisor sees one process.
-    /// Process 1 always does. Default: `false`.
+    /// Process 1 always does, and so does a process that a service manager has started which waits for
+    /// notifications (`NOTIFY_SOCKET`). Default: `false`.
     pub stay: bool,
     /// A descriptor to which a process that no predecessor has started writes a newline when it is ready, as s6
     /// expects it.

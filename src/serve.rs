@@ -91,7 +91,7 @@ fn start(
     // Not if it is a successor that its predecessor has started.
     if !predecessor.as_ref().is_some_and(Predecessor::is_parent) {
         ready_fd = options.ready_fd.map(inherited_file).transpose()?;
-        if options.stay || process::id() == 1 {
+        if options.stay || process::id() == 1 || systemd::is_there() {
             let stayed = keeper.stay(&listeners[0], &program.arguments);
             stayed.map_err(|error| Error::new("become the parent of orphans", error))?;
         }

@@ -23,9 +23,15 @@ pub(crate) fn meant_for() -> Option<String> {
     env::var("LISTEN_PID").ok()
 }
 
-/// This process serves, and is the main process.
+/// Whether a service manager watches this process, if it has started it.
+pub(crate) fn is_there() -> bool {
+    env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// This process serves. It is not the main process, if it is a successor: systemd 252 kills at once what it has not
+/// started itself.
 pub(crate) fn ready() {
-    notify(&format!("READY=1\nMAINPID={}\n", process::id()));
+    notify("READY=1\n");
 }
 
 /// A reload or a handover is under way; `ready` follows, from the process that serves then. By the time

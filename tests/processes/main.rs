@@ -30,4 +30,5 @@ mod stay;
 mod strace;
 mod supervised;
 mod surroundings;
+mod systemd;
 mod takeover;

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 
 use nix::errno::Errno;
@@ -64,16 +64,16 @@ fn attack(server: &Server, count: usize) -> Vec<Client> {
     (0..count).map(begin).collect()
 }
 
-/// The answer of the serving process, which may be one of another user.
-fn ask(server: &Server, request: &str) -> String {
-    let mut client = UnixStream::connect(server.directory.join("control")).unwrap();
+/// The answer of a process that may be one of another user, from which the command would take none.
+pub fn ask(control: &Path, request: &str) -> String {
+    let mut client = UnixStream::connect(control).unwrap();
     client.write_all(format!("{request}\n").as_bytes()).unwrap();
     io::read_to_string(client).unwrap()
 }
 
 /// Waits until so many requests are in flight in the serving process.
 fn expect_in_flight(server: &Server, count: usize) {
-    let status = || ask(server, "status");
+    let status = || ask(&server.directory.join("control"), "status");
     wait_until(|| number_after(&status(), "in-flight=") as usize == count, status);
 }
 
@@ -92,14 +92,14 @@ fn is_replaced_at_capacity(server: &Server, limit: &str, attackers: usize) -> us
     let mut clients = attack(server, attackers);
     server.expect(&format!("{most} are open, which is the limit"));
     expect_in_flight(server, most);
-    let answer = ask(server, "restart");
+    let answer = ask(&server.directory.join("control"), "restart");
     let second = server.expect_handover();
     assert_eq!(answer, format!("ok {second}\n"));
     // Those that were not accepted are now.
     clients.extend(attack(server, attackers));
     expect_in_flight(server, capacity(server, limit));
     let third = server.hand_over();
-    assert_eq!(number_after(&ask(server, "status"), "pid="), third);
+    assert_eq!(number_after(&ask(&server.directory.join("control"), "status"), "pid="), third);
     finish(clients);
     for pid in [server.first(), second] {
         assert!(wait_for_end(pid).is_none_or(|end| Some(end) == exited(pid, 0)));
