@@ -19,6 +19,8 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    pub(crate) const NONE: Counts = Counts { accepted: 0, requests: 0, moved: 0, evicted: 0, lost: 0 };
+
     const NAMES: [&'static str; 5] = ["accepted", "requests", "moved", "evicted", "lost"];
 
     fn each(&mut self) -> [&mut u64; 5] {

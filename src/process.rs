@@ -21,7 +21,7 @@ use std::{io, process};
 
 use crate::deadline::after;
 use crate::events::{Event, Events};
-use crate::handover::link::{Link, Mode, Word};
+use crate::handover::link::{Ancestry, Link, Mode, Word};
 use crate::handover::moving::{self, Mover};
 use crate::handover::predecessor::Predecessor;
 use crate::handover::program::Program;
@@ -167,11 +167,8 @@ impl Process {
             }
             match candidate.progress() {
                 Progress::Starting => {}
-                Progress::Ready(mode) => match candidate.go(self.identity.generation + 1) {
-                    Ok(successor) => {
-                        successor.report(self.server.counts());
-                        return Phase::Overlap(successor, mode, requester);
-                    }
+                Progress::Ready(mode) => match candidate.go(self.ancestry_of_successor()) {
+                    Ok(successor) => return Phase::Overlap(successor, mode, requester),
                     Err(ended) => candidate = *ended,
                 },
                 Progress::Failed(failure, child) => break (failure, child),
@@ -181,6 +178,10 @@ impl Process {
         log::error!("handover failed: successor {pid} {failure}");
         requester.answer(Err(format!("successor {pid} {failure}")));
         stop.map_or(phase, |by| self.stop(&by))
+    }
+
+    fn ancestry_of_successor(&self) -> Ancestry {
+        Ancestry { generation: self.identity.generation + 1, counts: self.server.counts() }
     }
 
     /// Until the successor serves, or an operator decides.

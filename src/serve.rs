@@ -15,7 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use crate::error::Error;
 use crate::events::{Event, Events};
 use crate::handover::descriptors;
-use crate::handover::link::{Mode, Word};
+use crate::handover::link::{Ancestry, Mode, Word};
 use crate::handover::moving::Mover;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::program::{GRACEFUL, Program};
@@ -274,18 +274,21 @@ fn go(
 ) -> Result<(), Error> {
     if let Some(predecessor) = predecessor {
         let mode = if process.config.options.overlap { Mode::Overlap } else { Mode::Alone };
-        let generation = predecessor.wait_for_go(mode, unwanted.iter().map(|&(index, _)| index));
-        let generation = generation.map_err(|reason| Error::new("succeed the predecessor", reason))?;
+        let ancestry = predecessor.wait_for_go(mode, unwanted.iter().map(|&(index, _)| index));
+        let ancestry = ancestry.map_err(|reason| Error::new("succeed the predecessor", reason))?;
         process.server.set_socket_mode(process.config.options.socket_mode);
-        if generation.is_none() {
+        if ancestry.is_none() {
             // Nobody else is there any more to do it.
             unwanted.iter().for_each(|(_, listener)| listener.remove_file());
         }
-        process.identity.generation = generation.unwrap_or(2);
+        let Ancestry { generation, counts } = ancestry.unwrap_or(Ancestry::UNKNOWN);
+        process.identity.generation = generation;
+        process.server.count(counts);
         // Without a thread for it, the predecessor keeps its connections.
         let start = |socket| Mover::start(socket, process.server.arrivals(true)).ok();
         let moving = predecessor.moving().filter(|_| process.config.options.move_connections);
         process.mover = moving.and_then(start);
+        process.mover.iter().for_each(|mover| mover.is_known(counts));
     }
     process.server.accept();
     for (_, listener) in &unwanted {

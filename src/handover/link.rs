@@ -9,6 +9,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
+use crate::counts::Counts;
 use crate::deadline::{poll_until, readable};
 use crate::unix_file::UnixFile;
 
@@ -30,9 +31,7 @@ pub(crate) enum Word {
         socket: usize,
         file: UnixFile,
     },
-    Go {
-        generation: u64,
-    },
+    Go(Ancestry),
     No(String),
     Without(usize),
     Ready(Mode),
@@ -44,6 +43,20 @@ pub(crate) enum Word {
     Other(String),
     /// Nothing more will come: the peer has closed its end, or has ended.
     End,
+}
+
+/// What came before a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ancestry {
+    /// How many processes there have been, with this one.
+    pub(crate) generation: u64,
+    /// What they have counted.
+    pub(crate) counts: Counts,
+}
+
+impl Ancestry {
+    /// That of a process whose predecessor has died without a word.
+    pub(crate) const UNKNOWN: Ancestry = Ancestry { generation: 2, counts: Counts::NONE };
 }
 
 /// Which process accepts connections after a handover: the successor, or both until an operator decides.
@@ -72,7 +85,9 @@ impl Word {
             ("handed over", _) => Word::HandedOver,
             ("stopping", _) => Word::Stopping,
             (_, ("go", number)) => {
-                number.parse().map_or(Word::Other(line.to_owned()), |generation| Word::Go { generation })
+                let (generation, counts) = number.split_once(' ').unwrap_or((number, ""));
+                let go = |generation| Word::Go(Ancestry { generation, counts: Counts::from_words(counts) });
+                generation.parse().map_or(Word::Other(line.to_owned()), go)
             }
             (_, ("no", reason)) => Word::No(reason.to_owned()),
             (_, ("failed", reason)) => Word::Failed(reason.to_owned()),
@@ -88,7 +103,7 @@ impl fmt::Display for Word {
             Word::File { socket, file: UnixFile { device, inode } } => {
                 write!(f, "file {socket} {device} {inode}")
             }
-            Word::Go { generation } => write!(f, "go {generation}"),
+            Word::Go(Ancestry { generation, counts }) => write!(f, "go {generation} {counts}"),
             Word::No(reason) => write!(f, "no {reason}"),
             Word::Without(socket) => write!(f, "without {socket}"),
             Word::Ready(Mode::Alone) => write!(f, "ready"),

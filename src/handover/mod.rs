@@ -15,7 +15,7 @@
 //! | candidate | `without N` | It will not listen on the Nth socket, which it closes when it goes. |
 //! | candidate | `ready`, `ready to overlap` | All that can fail has been done. It waits. |
 //! | candidate | `failed REASON` | It leaves. |
-//! | predecessor | `go N` | Accept connections, as the Nth process. |
+//! | predecessor | `go N NAME=N…` | Accept connections, as the Nth process; this has been counted. |
 //! | predecessor | `no REASON` | Leave, because another process serves. |
 //! | successor | `serving` | It accepts connections, and is found in the places where clients look. |
 //! | successor | `handed over` | Its place will not have to be taken: it has a successor of its own. |

@@ -8,7 +8,7 @@
 //! | `took N` | It is served here from now on. |
 //! | `refused N` | It is not. |
 //! | `kept` | None that has not been acknowledged will be moved any more. |
-//! | `counted NAME=N…` | The sender has counted this beyond what it has said before and been told. |
+//! | `counted NAME=N…` | The sender has counted this beyond what is known. |
 //!
 //! No connection is ever read by two processes. The receiver reads from one only when its acknowledgement has
 //! been sent; the sender only when it knows that none will come. If that is late, the sender shuts the
@@ -99,6 +99,11 @@ impl Mover {
             None => return false,
         }
         answered.recv().unwrap_or(false)
+    }
+
+    /// The other process knows this.
+    pub(crate) fn is_known(&self, total: Counts) {
+        self.end.upgrade().iter().for_each(|end| *end.known() = total);
     }
 
     /// Says what has been counted here and is not known to the other process.

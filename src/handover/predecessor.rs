@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt};
 
-use super::link::{GREETING, Link, Mode, Word};
+use super::link::{Ancestry, GREETING, Link, Mode, Word};
 use super::{descriptors, moving};
 use crate::unix_file::UnixFile;
 
@@ -78,7 +78,7 @@ impl Predecessor {
     }
 
     /// Says that this process is ready, without these sockets, and waits until it may accept connections;
-    /// returns its generation, if the predecessor has lived to say it.
+    /// returns what came before, if the predecessor has lived to say it.
     ///
     /// # Errors
     ///
@@ -87,7 +87,7 @@ impl Predecessor {
         &mut self,
         ready: Mode,
         without: impl Iterator<Item = usize>,
-    ) -> Result<Option<u64>, String> {
+    ) -> Result<Option<Ancestry>, String> {
         for socket in without {
             self.link.say(&Word::Without(socket));
         }
@@ -99,9 +99,9 @@ impl Predecessor {
             match self.link.hear() {
                 None if self.link.wait(deadline) => {}
                 None => return Err(format!("it has not said go within {} s", GO_TIMEOUT.as_secs())),
-                Some(Word::Go { generation }) if may_serve() => return Ok(Some(generation)),
+                Some(Word::Go(ancestry)) if may_serve() => return Ok(Some(ancestry)),
                 Some(Word::End) if may_serve() => return Ok(None),
-                Some(Word::Go { .. } | Word::End) => {
+                Some(Word::Go(_) | Word::End) => {
                     return Err("it has died, and its own predecessor serves".to_owned());
                 }
                 Some(word) => return Err(format!("it said {word}")),

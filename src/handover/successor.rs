@@ -14,12 +14,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{getsockopt, sockopt};
 
-use super::link::{Link, Mode, Word, greeting, send_all};
+use super::link::{Ancestry, Link, Mode, Word, greeting, send_all};
 use super::moving::Mover;
 use super::program::Program;
 use super::spawn::{Child, spawn};
 use super::takeover;
-use crate::counts::Counts;
 use crate::unix_file::UnixFile;
 
 /// How long a candidate that has been killed may take to end.
@@ -101,11 +100,6 @@ impl Successor {
         let has_died = news.is_none() && !self.link.is_open();
         self.link.close_for_words();
         news.or(has_died.then_some(News::Died(End::Left))).or_else(|| self.word())
-    }
-
-    /// Says what has been counted here.
-    pub(crate) fn report(&self, total: Counts) {
-        self.mover.iter().for_each(|mover| mover.report(total));
     }
 
     /// What moves connections to it.
@@ -286,8 +280,9 @@ impl Candidate {
     }
 
     /// Tells it to go. From then on it accepts connections, unless it has ended, which is returned as `Err`.
-    pub(crate) fn go(self, generation: u64) -> Result<Successor, Box<Candidate>> {
-        match self.process.link.say(&Word::Go { generation }) {
+    pub(crate) fn go(self, ancestry: Ancestry) -> Result<Successor, Box<Candidate>> {
+        self.process.mover.iter().for_each(|mover| mover.is_known(ancestry.counts));
+        match self.process.link.say(&Word::Go(ancestry)) {
             true => Ok(self.process),
             false => Err(Box::new(self)),
         }

@@ -175,6 +175,11 @@ impl Server {
         cut
     }
 
+    /// Adds what has been done in the processes before this one.
+    pub(crate) fn count(&self, counts: Counts) {
+        self.registry.count(counts);
+    }
+
     /// What has been done here, and in the processes before this one.
     pub(crate) fn counts(&self) -> Counts {
         self.registry.counts()

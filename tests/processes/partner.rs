@@ -93,9 +93,8 @@ impl Successor {
         let mut link = BufReader::new(link);
         let mut go = String::new();
         link.read_line(&mut go).unwrap();
-        assert_eq!(go, "go 2\n");
+        assert!(go.starts_with("go 2 accepted="), "{go}");
         link.get_mut().write_all(b"serving\n").unwrap();
-        assert!(moving.hear().0.starts_with("counted "));
         Successor { link, moving, _sockets: sockets }
     }
 }
