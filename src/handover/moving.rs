@@ -206,7 +206,7 @@ impl End {
         let offers = self.offers().take();
         // If the other process may not have heard it: to lose connections is better than to have two processes
         // read from them.
-        let are_lost = !matches!(said, Ok(()) | Err(Errno::EPIPE));
+        let are_lost = !matches!(said, Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET));
         for answer in offers.into_iter().flat_map(|offers| offers.sent.into_values()) {
             let _ = answer.send(are_lost);
         }
@@ -279,7 +279,8 @@ impl End {
             }
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
             match recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut space), flags) {
-                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                // The other process has died, and has not read all: that is an error before what it has said.
+                Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNRESET) => {}
                 Err(_) => return Message::End,
                 Ok(message) => break message,
             }

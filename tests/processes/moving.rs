@@ -642,3 +642,44 @@ fn a_process_that_is_stopped_does_not_wait_for_the_connections_of_its_predecesso
     assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
     assert!(!server.log().contains("deadline"), "{}", server.log());
 }
+
+/// The process that has died may have left the other one's messages unread, which is an error there that comes
+/// before what it has said.
+#[test]
+fn what_a_successor_has_taken_before_its_death_is_left_alone() {
+    let server = Server::start_replaceable(&[]);
+    let clients = [server.idle_client(), server.idle_client()];
+    let successor = Successor::take_over(&server.directory.join("control"));
+    let (message, connection) = successor.moving.hear();
+    // The other one has been sent.
+    server.expect_asleep();
+    freeze(server.first());
+    successor.moving.say(&format!("took {}", number(&message)), None).unwrap();
+    drop((successor, connection));
+    thaw(server.first());
+    let fates = clients.map(fate);
+    assert!(fates.contains(&None) && fates.contains(&Some(server.first())), "{fates:?}");
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+}
+
+#[test]
+fn what_a_predecessor_has_sent_before_its_death_is_served() {
+    let Predecessor { server, moving, link } = Predecessor::start();
+    let (mut clients, sockets): (Vec<Client>, Vec<_>) =
+        [pair(), pair()].into_iter().map(|(client, socket, peer)| (client, (socket, peer))).unzip();
+    for (number, (socket, peer)) in sockets.iter().enumerate() {
+        moving.say(&format!("move {number} used 0 {peer} {}", server.address), Some(socket)).unwrap();
+        if number == 0 {
+            server.expect(&format!("{peer}: moved here"));
+            // It has answered, and the answer stays unread.
+            server.expect_asleep();
+            freeze(server.first());
+        }
+    }
+    drop((moving, link, sockets));
+    thaw(server.first());
+    for client in &mut clients {
+        assert_eq!(answerer(&client.get("/hello").unwrap()), server.first());
+    }
+    assert_eq!(server.stop(), exited(server.first(), 0));
+}
