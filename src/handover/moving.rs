@@ -118,7 +118,8 @@ impl Mover {
     /// Ends the moving. What has come until now is dealt with. Returns how many connections the other process
     /// has taken.
     pub(crate) fn finish(&self) -> u64 {
-        self.end.upgrade().iter().for_each(|end| end.shut(Shutdown::Both));
+        // The other process still has to hear of it.
+        self.end.upgrade().iter().for_each(|end| end.shut(Shutdown::Read));
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         thread.and_then(|thread| thread.join().ok()).unwrap_or(0)
     }

@@ -683,3 +683,16 @@ fn what_a_predecessor_has_sent_before_its_death_is_served() {
     }
     assert_eq!(server.stop(), exited(server.first(), 0));
 }
+
+#[test]
+fn a_successor_hears_what_the_predecessor_keeps_at_the_deadline() {
+    let server = Server::start_replaceable(&["--drain-timeout", "1s"]);
+    let _client = server.idle_client();
+    let Successor { moving, .. } = &Successor::take_over(&server.directory.join("control"));
+    let (message, connection) = moving.hear();
+    assert!(moving.hear().0.starts_with("counted "));
+    // Or it would take the end for the death of the predecessor, and read from the connection.
+    assert_eq!(moving.hear().0, "kept");
+    assert!(moving.say(&format!("took {}", number(&message)), None).is_err());
+    drop(connection);
+}
