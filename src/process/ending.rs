@@ -99,10 +99,11 @@ impl Process {
             let is_probation = successor.is_some() && now < probation;
             if drain.is_some_and(|deadline| self.server.is_empty() || now >= deadline) {
                 drain = None;
-                self.server.keep_connections();
                 if self.server.open() > 0 {
                     self.cut("the drain deadline has passed");
                 }
+                // What was cut is reported to the other process.
+                self.server.keep_connections();
                 if self.server.moved() > 0 {
                     log::info!("moved {} connections", self.server.moved());
                 }

@@ -696,3 +696,12 @@ fn a_successor_hears_what_the_predecessor_keeps_at_the_deadline() {
     assert!(moving.say(&format!("took {}", number(&message)), None).is_err());
     drop(connection);
 }
+
+#[test]
+fn what_is_cut_at_the_deadline_is_counted_by_the_successor() {
+    let server = Server::start_replaceable(&["--drain-timeout", "300ms"]);
+    let _held = server.hold();
+    server.hand_over();
+    expect_dead(server.first());
+    wait_until(|| server.status("lost=") == 1, || server.log());
+}
