@@ -174,6 +174,8 @@ impl Connection {
                 break has_come(&events[0]);
             }
         };
+        // The successor that has refused it may be gone, and the next one may not refuse it.
+        self.kept.fetch_and(self.registry.is_moving(), Ordering::Relaxed);
         // From here on it cannot be evicted, so that nothing is lost that is read now.
         self.set_idle(None);
         // A request that has come is answered, even if idle connections are closed at the same time.

@@ -705,3 +705,22 @@ fn what_is_cut_at_the_deadline_is_counted_by_the_successor() {
     expect_dead(server.first());
     wait_until(|| server.status("lost=") == 1, || server.log());
 }
+
+#[test]
+fn a_refusal_is_forgotten_when_the_successor_has_died() {
+    let server = Server::start_replaceable(&[]);
+    let mut client = server.idle_client();
+    let successor = Successor::take_over(&server.directory.join("control"));
+    server.expect("handed over to successor");
+    let (message, _) = successor.moving.hear();
+    successor.moving.say(&format!("refused {}", number(&message)), None).unwrap();
+    successor.die();
+    server.expect("accepting connections again");
+    let head = "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+    client.send(head).unwrap();
+    assert_eq!(client.receive_head().unwrap().status, 100);
+    let successor = server.hand_over();
+    client.send("hi").unwrap();
+    assert!(!client.receive().unwrap().is_last());
+    assert_eq!(answerer(&client.get("/hello").unwrap()), successor);
+}

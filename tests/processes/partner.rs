@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
-use std::net::TcpListener;
+use std::net::{self, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -96,6 +96,11 @@ impl Successor {
         assert!(go.starts_with("go 2 accepted="), "{go}");
         link.get_mut().write_all(b"serving\n").unwrap();
         Successor { link, moving, _sockets: sockets }
+    }
+
+    /// Ends without a last word.
+    pub fn die(self) {
+        self.link.get_ref().shutdown(net::Shutdown::Both).unwrap();
     }
 }
 
