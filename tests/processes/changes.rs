@@ -120,6 +120,7 @@ fn sockets_that_are_still_asked_for_are_passed_on_and_others_opened_and_closed()
     assert!(is_refused(other));
     // And as it is now, it is handed over.
     let newest = server.hand_over();
+    assert_eq!(wait_for_end(new), exited(new, 0));
     load.stop();
     for target in [server.address.into(), two.into(), server.path("three").into(), Target::Network(third)] {
         answers(target, newest);

@@ -149,6 +149,7 @@ fn whatever_is_sent_to_a_socket_is_sent_without_a_signal() {
         traced(program, &traces[1]).args(["-s", "restart", "--control"]).arg(&control).output().unwrap();
     let new = server.expect_handover();
     assert_eq!(asked.stdout, format!("ok {new}\n").as_bytes());
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
     let mut command = traced(program, &traces[2]);
     command.args(["--takeover", "--listen", &server.address.to_string(), "--control"]).arg(&control);
     let taker = Server::start_command(command, Directory::new());

@@ -42,6 +42,13 @@ fn take_over(server: &Server, addresses: &[&str]) -> Server {
     taker
 }
 
+/// Hands over, and waits for the end of the predecessor, so that we are told how its successor ends.
+fn hand_over(server: &Server) {
+    let old = server.serving();
+    server.hand_over();
+    assert_eq!(wait_for_end(old), exited(old, 0));
+}
+
 /// Puts the socket of another server in this place, and the file from there aside, so that its inode is not given to
 /// the next one.
 fn replace(path: &Path) -> UnixListener {
@@ -55,9 +62,9 @@ fn a_socket_of_another_server_that_has_taken_the_path_is_left_alone_by_every_suc
     let path = directory.join("socket");
     let server = Server::start_command(command(&directory, &[&unix(&path)]), directory);
     let other = replace(&path);
-    server.hand_over();
+    hand_over(&server);
     let taker = take_over(&server, &[&unix(&path)]);
-    taker.hand_over();
+    hand_over(&taker);
     assert_eq!(taker.stop(), exited(taker.serving(), 0));
     UnixStream::connect(&path).unwrap();
     other.accept().unwrap();
@@ -73,9 +80,9 @@ fn the_file_that_the_first_process_has_made_is_removed_by_the_last() {
     let log = server.log();
     let bound = log.lines().filter_map(|line| line.split_once("new file descriptor, "));
     let bound: Vec<&str> = bound.map(|(_, address)| address).collect();
-    server.hand_over();
+    hand_over(&server);
     let taker = take_over(&server, &bound[1..]);
-    taker.hand_over();
+    hand_over(&taker);
     for path in [&one, &two] {
         let hello = client::get(path.clone(), "/hello").unwrap().text();
         assert_eq!(hello, format!("Hello from {}!", taker.serving()));
