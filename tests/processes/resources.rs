@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -118,7 +119,8 @@ fn with_every_descriptor_in_use_that_connections_may_have_a_process_is_replaced(
 
 /// A user of its own, because a limit of threads is one of a user, and none for root.
 fn as_another_user(command: &mut Command, directory: &Directory) {
-    let user = 1_000_000_000 + process::id();
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let user = 1_000_000_000 + 10 * process::id() + COUNT.fetch_add(1, Ordering::Relaxed);
     command.uid(user);
     std::os::unix::fs::chown(directory.path(), Some(user), None).unwrap();
 }
