@@ -3,14 +3,10 @@
 
 use std::env;
 use std::fmt::Display;
-use std::fs::File;
-use std::io::{self, ErrorKind, Write};
-use std::os::fd::{OwnedFd, RawFd};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::process;
 use std::sync::{Arc, RwLock};
-use std::thread;
-
-use nix::sys::signal::{SigSet, Signal};
 
 use crate::error::Error;
 use crate::events::{Event, Events};
@@ -24,6 +20,7 @@ use crate::operations::asker;
 use crate::operations::configuration::Configuration;
 use crate::operations::keeper::Keeper;
 use crate::operations::places::Places;
+use crate::operations::ready_fd::ReadyFd;
 use crate::operations::requester::Requester;
 use crate::operations::signals::{Meaning, Signals};
 use crate::operations::status::Identity;
@@ -90,7 +87,7 @@ fn start(
     let mut ready_fd = None;
     // Not if it is a successor that its predecessor has started.
     if !predecessor.as_ref().is_some_and(Predecessor::is_parent) {
-        ready_fd = options.ready_fd.map(inherited_file).transpose()?;
+        ready_fd = options.ready_fd.map(ReadyFd::open).transpose()?;
         if options.stay || process::id() == 1 || systemd::is_there() {
             let stayed = keeper.stay(&listeners[0], &program.arguments);
             stayed.map_err(|error| Error::new("become the parent of orphans", error))?;
@@ -100,9 +97,7 @@ fn start(
     let mut process = prepare(options, handler, program, listeners, before, keeper)?;
     go(&mut process, predecessor, unwanted)?;
     new_files.keep();
-    if let Some(file) = ready_fd {
-        report_ready(file);
-    }
+    ready_fd.into_iter().for_each(ReadyFd::report);
     let Identity { version, executable, .. } = &process.identity;
     log::info!("process {} is ready, version {version}, {}", process::id(), executable.display());
     Ok(process)
@@ -243,26 +238,6 @@ fn signals(events: &Events) -> io::Result<Signals> {
             Meaning::Child => Event::Child,
         });
     })
-}
-
-fn inherited_file(number: RawFd) -> Result<File, Error> {
-    let file = descriptors::inherited(number, |_| true).map(File::from);
-    let attempt = format!("report readiness to descriptor {number}");
-    file.ok_or_else(|| Error::new(attempt, "it was not handed to this process"))
-}
-
-/// Reports the readiness to a supervisor, which may not wait for it any more. The SIGPIPE that this raises then
-/// goes with a thread that holds it back, or it would kill an embedding program in which it has its default.
-fn report_ready(mut file: File) {
-    let write = move || {
-        if SigSet::from(Signal::SIGPIPE).thread_block().is_ok() {
-            let _ = file.write_all(b"\n");
-        }
-    };
-    match thread::Builder::new().name("ready".to_owned()).spawn(write) {
-        Ok(thread) => drop(thread.join()),
-        Err(error) => log::error!("cannot report the readiness: {error}"),
-    }
 }
 
 /// Waits until connections may be accepted, and accepts them. A candidate is killed without a second thought,

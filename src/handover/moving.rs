@@ -15,31 +15,26 @@
 //! receiving side of its socket, so that an acknowledgement either has been sent or cannot be. A receiver that
 //! finds it shut looks at what comes next: `kept`, or the end, if the sender has died and reads no more.
 
+mod socket;
+
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, getsockopt,
-    recvmsg, sendmsg, setsockopt, shutdown, socketpair, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::Shutdown;
 
-use super::descriptors;
+use self::socket::{Message, Socket};
+pub(crate) use self::socket::{is_end, pair};
 use crate::counts::Counts;
 
 /// The most connections on their way, so that there is always room for another message in the buffer of the
 /// socket, and no lack of references to descriptors (ETOOMANYREFS).
 const MOST_ON_THEIR_WAY: usize = 16;
-
-/// The longest message, in bytes.
-const LONGEST_MESSAGE: usize = 8 * 1024;
 
 /// How long the other process may take to acknowledge a connection, whose client waits meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,16 +42,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that has been received: calling it begins to serve the connection, dropping it closes the
 /// connection in this process only.
 pub(crate) type Received = Box<dyn FnOnce() + Send>;
-
-/// The two ends of a new socket.
-pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
-}
-
-/// Whether a descriptor is an end of such a socket.
-pub(crate) fn is_end(descriptor: BorrowedFd<'_>) -> bool {
-    getsockopt(&descriptor, sockopt::SockType) == Ok(SockType::SeqPacket)
-}
 
 /// What receives.
 pub(crate) trait Host: Send + 'static {
@@ -78,7 +63,7 @@ pub(crate) struct Mover {
 impl Mover {
     /// Passes what comes to the host, on a thread of its own.
     pub(crate) fn start(socket: OwnedFd, host: impl Host) -> io::Result<Mover> {
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(1))?;
+        let socket = Socket::new(socket)?;
         let (waiting, sent, progress) = (VecDeque::new(), HashMap::new(), Instant::now());
         let offers = Mutex::new(Some(Offers { waiting, sent, progress }));
         let end = Arc::new(End { socket, offers, known: Mutex::default() });
@@ -111,7 +96,7 @@ impl Mover {
         let Some(end) = self.end.upgrade() else { return };
         let mut known = end.known();
         // If it cannot be said, the other process has ended.
-        let _ = end.say(&format!("counted {}", total - *known), &[]);
+        let _ = end.socket.say(&format!("counted {}", total - *known), &[]);
         *known = total;
     }
 
@@ -119,7 +104,7 @@ impl Mover {
     /// has taken.
     pub(crate) fn finish(&self) -> u64 {
         // The other process still has to hear of it.
-        self.end.upgrade().iter().for_each(|end| end.shut(Shutdown::Read));
+        self.end.upgrade().iter().for_each(|end| end.socket.shut(Shutdown::Read));
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         thread.and_then(|thread| thread.join().ok()).unwrap_or(0)
     }
@@ -133,7 +118,7 @@ impl Drop for Mover {
 
 #[derive(Debug)]
 struct End {
-    socket: OwnedFd,
+    socket: Socket,
     /// `None` when no more are sent.
     offers: Mutex<Option<Offers>>,
     /// What the other process has been told, or has told itself.
@@ -158,27 +143,20 @@ struct Offer {
     answer: SyncSender<bool>,
 }
 
-enum Message {
-    Move(RawFd, String, Option<OwnedFd>),
-    Answer(RawFd, bool),
-    Kept,
-    Counted(Counts),
-    /// What is no message of this protocol.
-    Other,
-    /// There will not be another one.
-    End,
-}
-
 impl End {
     /// Returns how many connections the other process has taken.
     fn receive_all(&self, host: &impl Host) -> u64 {
         let (mut unacknowledged, mut count) = (Vec::new(), 0);
         loop {
-            match self.hear() {
+            if self.is_overdue() {
+                // What has been sent by now still comes, and then the end.
+                self.socket.shut(Shutdown::Read);
+            }
+            match self.socket.hear() {
                 Message::Move(number, line, socket) => {
                     let received = socket.and_then(|socket| host.receive(socket, &line));
                     let word = if received.is_some() { "took" } else { "refused" };
-                    match (self.say(&format!("{word} {number}"), &[]), received) {
+                    match (self.socket.say(&format!("{word} {number}"), &[]), received) {
                         (Ok(()), Some(serve)) => serve(),
                         (_, received) => unacknowledged.extend(received),
                     }
@@ -188,7 +166,7 @@ impl End {
                     *self.known() += counts;
                     host.count(counts);
                 }
-                Message::Other => {}
+                Message::Other | Message::None => {}
                 Message::Kept => break,
                 Message::End => {
                     unacknowledged.into_iter().for_each(|serve| serve());
@@ -202,8 +180,8 @@ impl End {
 
     /// No answer will come any more. What has not been acknowledged stays here.
     fn keep(&self) {
-        let said = self.say("kept", &[]);
-        self.shut(Shutdown::Both);
+        let said = self.socket.say("kept", &[]);
+        self.socket.shut(Shutdown::Both);
         let offers = self.offers().take();
         // If the other process may not have heard it: to lose connections is better than to have two processes
         // read from them.
@@ -221,7 +199,7 @@ impl End {
             if offers.sent.is_empty() {
                 offers.progress = Instant::now();
             }
-            if self.say(&format!("move {number} {line}"), &[number]).is_ok() {
+            if self.socket.say(&format!("move {number} {line}"), &[number]).is_ok() {
                 offers.sent.insert(number, answer);
             } else {
                 let _ = answer.send(false);
@@ -252,63 +230,5 @@ impl End {
 
     fn known(&self) -> MutexGuard<'_, Counts> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sends a message, without ever waiting.
-    fn say(&self, message: &str, numbers: &[RawFd]) -> nix::Result<()> {
-        let rights = [ControlMessage::ScmRights(numbers)];
-        let rights = if numbers.is_empty() { &[] } else { &rights[..] };
-        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        let bytes = [IoSlice::new(message.as_bytes())];
-        loop {
-            match sendmsg::<()>(self.socket.as_raw_fd(), &bytes, rights, flags, None) {
-                Err(Errno::EINTR) => {}
-                sent => return sent.map(drop),
-            }
-        }
-    }
-
-    /// Waits for the next message, and looks at the time every second.
-    fn hear(&self) -> Message {
-        let mut buffer = [0; LONGEST_MESSAGE];
-        let mut space = cmsg_space!(RawFd);
-        let mut slices = [IoSliceMut::new(&mut buffer)];
-        let message = loop {
-            if self.is_overdue() {
-                // What has been sent by now still comes, and then the end.
-                self.shut(Shutdown::Read);
-            }
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            match recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut space), flags) {
-                // The other process has died, and has not read all: that is an error before what it has said.
-                Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNRESET) => {}
-                Err(_) => return Message::End,
-                Ok(message) => break message,
-            }
-        };
-        // It is missing if this process has too many open files.
-        let socket = message.cmsgs().into_iter().flatten().find_map(|control| match control {
-            ControlMessageOwned::ScmRights(numbers) => descriptors::received(numbers).last(),
-            _ => None,
-        });
-        let count = message.bytes;
-        let text = String::from_utf8_lossy(&buffer[..count]);
-        if let Some(counts) = text.strip_prefix("counted ") {
-            return Message::Counted(Counts::from_words(counts));
-        }
-        let mut words = text.splitn(3, ' ');
-        let (word, number) = (words.next(), words.next().map(str::parse));
-        match (word, number, words.next()) {
-            (Some("move"), Some(Ok(number)), Some(line)) => Message::Move(number, line.to_owned(), socket),
-            (Some("took"), Some(Ok(number)), None) => Message::Answer(number, true),
-            (Some("refused"), Some(Ok(number)), None) => Message::Answer(number, false),
-            (Some("kept"), None, None) => Message::Kept,
-            (Some(""), None, None) => Message::End,
-            _ => Message::Other,
-        }
-    }
-
-    fn shut(&self, how: Shutdown) {
-        let _ = shutdown(self.socket.as_raw_fd(), how);
     }
 }

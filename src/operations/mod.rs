@@ -7,6 +7,7 @@ pub(crate) mod control;
 pub(crate) mod keeper;
 mod place;
 pub(crate) mod places;
+pub(crate) mod ready_fd;
 pub(crate) mod requester;
 pub(crate) mod signals;
 pub(crate) mod status;

@@ -1,0 +1,104 @@
+//! The socket through which connections are moved, and its messages.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, getsockopt,
+    recvmsg, sendmsg, setsockopt, shutdown, socketpair, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::counts::Counts;
+use crate::handover::descriptors;
+
+/// The longest message, in bytes.
+const LONGEST_MESSAGE: usize = 8 * 1024;
+
+/// The two ends of a new socket.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
+/// Whether a descriptor is an end of such a socket.
+pub(crate) fn is_end(descriptor: BorrowedFd<'_>) -> bool {
+    getsockopt(&descriptor, sockopt::SockType) == Ok(SockType::SeqPacket)
+}
+
+/// What has come.
+pub(super) enum Message {
+    Move(RawFd, String, Option<OwnedFd>),
+    Answer(RawFd, bool),
+    Kept,
+    Counted(Counts),
+    /// What is no message of this protocol.
+    Other,
+    /// Nothing, until now.
+    None,
+    /// There will not be another one.
+    End,
+}
+
+#[derive(Debug)]
+pub(super) struct Socket(OwnedFd);
+
+impl Socket {
+    pub(super) fn new(socket: OwnedFd) -> io::Result<Socket> {
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(1))?;
+        Ok(Socket(socket))
+    }
+
+    /// Sends a message, without ever waiting.
+    pub(super) fn say(&self, message: &str, numbers: &[RawFd]) -> nix::Result<()> {
+        let rights = [ControlMessage::ScmRights(numbers)];
+        let rights = if numbers.is_empty() { &[] } else { &rights[..] };
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        let bytes = [IoSlice::new(message.as_bytes())];
+        loop {
+            match sendmsg::<()>(self.0.as_raw_fd(), &bytes, rights, flags, None) {
+                Err(Errno::EINTR) => {}
+                sent => return sent.map(drop),
+            }
+        }
+    }
+
+    /// Waits for the next message, for a second at most.
+    pub(super) fn hear(&self) -> Message {
+        let mut buffer = [0; LONGEST_MESSAGE];
+        let mut space = cmsg_space!(RawFd);
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = match recvmsg::<()>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+            // The other process has died, and has not read all: that is an error before what it has said.
+            Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNRESET) => return Message::None,
+            Err(_) => return Message::End,
+            Ok(message) => message,
+        };
+        // It is missing if this process has too many open files.
+        let socket = message.cmsgs().into_iter().flatten().find_map(|control| match control {
+            ControlMessageOwned::ScmRights(numbers) => descriptors::received(numbers).last(),
+            _ => None,
+        });
+        let count = message.bytes;
+        let text = String::from_utf8_lossy(&buffer[..count]);
+        if let Some(counts) = text.strip_prefix("counted ") {
+            return Message::Counted(Counts::from_words(counts));
+        }
+        let mut words = text.splitn(3, ' ');
+        let (word, number) = (words.next(), words.next().map(str::parse));
+        match (word, number, words.next()) {
+            (Some("move"), Some(Ok(number)), Some(line)) => Message::Move(number, line.to_owned(), socket),
+            (Some("took"), Some(Ok(number)), None) => Message::Answer(number, true),
+            (Some("refused"), Some(Ok(number)), None) => Message::Answer(number, false),
+            (Some("kept"), None, None) => Message::Kept,
+            (Some(""), None, None) => Message::End,
+            _ => Message::Other,
+        }
+    }
+
+    pub(super) fn shut(&self, how: Shutdown) {
+        let _ = shutdown(self.0.as_raw_fd(), how);
+    }
+}

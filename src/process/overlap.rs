@@ -1,0 +1,84 @@
+//! The phase in which both a process and its successor accept connections.
+
+use super::{Phase, Process};
+use crate::deadline::after;
+use crate::events::Event;
+use crate::handover::link::Mode;
+use crate::handover::moving::Mover;
+use crate::handover::successor::{News, Successor};
+use crate::operations::requester::{Action, Requester};
+use crate::operations::status::Doing;
+
+impl Process {
+    /// Until the successor serves, or an operator decides.
+    pub(super) fn overlap(&mut self, mut successor: Successor, mode: Mode, requester: &Requester) -> Phase {
+        let pid = successor.pid();
+        let mut deadline = Some(after(self.config.options.ready_timeout));
+        loop {
+            match self.next(Doing::Overlapping, deadline, Some(successor.link())) {
+                Event::Asked(by, Action::Restart) => {
+                    by.refuse(format_args!("successor {pid} runs beside this process"));
+                }
+                Event::Asked(by, Action::Stop) => return self.go_forward(&by, successor),
+                Event::Asked(by, _) => self.config.reload(by),
+                Event::Deadline => {
+                    let reason = format!("successor {pid} was told to go, and does not say that it serves");
+                    log::error!("{reason}; both processes accept connections");
+                    requester.answer(Err(reason));
+                    deadline = None;
+                }
+                _ => {}
+            }
+            let news = successor.news();
+            if let Some(News::Leaving(_)) = news {
+                // Its connections come to this process.
+                self.mover = self.mover_to(&mut successor);
+            }
+            let reason = match news {
+                None => continue,
+                Some(News::Serving) => {
+                    requester.answer(Ok(format!("ok {pid}")));
+                    if mode == Mode::Alone {
+                        let mover = self.mover_to(&mut successor);
+                        return Phase::Drain(Some(successor), mover);
+                    }
+                    log::info!("both this process and successor {pid} accept connections");
+                    deadline = None;
+                    continue;
+                }
+                Some(News::Leaving(word)) => format!("successor {pid} says: {word}"),
+                Some(News::Died(end)) => format!("successor {pid} {end}"),
+            };
+            let phase = self.serve_on(successor.retire());
+            self.server.set_socket_mode(self.config.options.socket_mode);
+            match mode {
+                Mode::Alone => log::error!("handover failed: {reason} before it served"),
+                Mode::Overlap => log::warn!("successor {pid} is leaving; this process goes on alone"),
+            }
+            requester.answer(Err(reason));
+            return phase;
+        }
+    }
+
+    /// In an overlap a stop means this process only, unless a supervisor watches it, or the successor has
+    /// been told to stop as well.
+    fn go_forward(&mut self, by: &Requester, mut successor: Successor) -> Phase {
+        let pid = successor.pid();
+        let successor_leaves = matches!(successor.last_news(), Some(News::Leaving(_) | News::Died(_)));
+        let is_watched = self.keeper.pass_on(by, Action::Stop, Some(pid));
+        let mover = self.mover_to(&mut successor);
+        let without = successor.without().to_vec();
+        self.keeper.retire(successor.retire());
+        if is_watched || successor_leaves {
+            return self.close(by);
+        }
+        self.server.close_listeners(|index, _| without.contains(&index));
+        log::info!("{by}: successor {pid} goes on alone");
+        by.answer(Ok("ok".to_owned()));
+        Phase::Drain(None, mover)
+    }
+
+    fn mover_to(&self, successor: &mut Successor) -> Option<Mover> {
+        successor.mover().filter(|_| self.config.options.move_connections)
+    }
+}
