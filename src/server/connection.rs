@@ -126,9 +126,7 @@ impl Connection {
 
     /// Whether this connection ends with the next response.
     pub(crate) fn is_ending(&self) -> bool {
-        (self.is_draining() && !self.is_moving())
-            || self.registry.capacity_wanted.load(Ordering::Relaxed)
-            || self.is_evicted()
+        (self.is_draining() && !self.is_moving()) || self.registry.wants_capacity() || self.is_evicted()
     }
 
     fn is_evicted(&self) -> bool {

@@ -36,7 +36,7 @@ pub(crate) struct Registry {
     pub(super) idle_closed: PipeReader,
     /// The accept loop waits for a connection to end or become idle. Until one has, each response is the
     /// last of its connection.
-    pub(super) capacity_wanted: AtomicBool,
+    capacity_wanted: AtomicBool,
     /// No idle connection can make room, so that the next one on which a request is slow to come is to.
     evicts_slow: AtomicBool,
     /// Wakes the accept loop.
@@ -155,9 +155,14 @@ impl Registry {
         }
     }
 
+    /// Whether connections have to make room. During a drain none is accepted for which they would.
+    pub(super) fn wants_capacity(&self) -> bool {
+        self.capacity_wanted.load(Ordering::SeqCst) && !self.draining.load(Ordering::SeqCst)
+    }
+
     /// Whether a connection on which a request is slow to come has to make room; of several, the first to ask.
     pub(super) fn evicts_slow(&self) -> bool {
-        self.capacity_wanted.load(Ordering::SeqCst) && self.evicts_slow.swap(false, Ordering::SeqCst)
+        self.wants_capacity() && self.evicts_slow.swap(false, Ordering::SeqCst)
     }
 
     /// A connection has ended or become idle.

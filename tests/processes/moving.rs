@@ -724,3 +724,20 @@ fn a_refusal_is_forgotten_when_the_successor_has_died() {
     assert!(!client.receive().unwrap().is_last());
     assert_eq!(answerer(&client.get("/hello").unwrap()), successor);
 }
+
+#[test]
+fn at_capacity_connections_are_moved_too() {
+    let server = Server::start_replaceable(&["--max-connections", "1"]);
+    let mut client = Client::connect(server.address).unwrap();
+    let head = "POST /echo HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+    client.send(head).unwrap();
+    assert_eq!(client.receive_head().unwrap().status, 100);
+    let mut waiting = Client::connect(server.address).unwrap();
+    waiting.send(REQUEST).unwrap();
+    server.expect("at capacity");
+    let successor = server.hand_over();
+    assert_eq!(number_after(&waiting.receive().unwrap().text(), "from "), successor);
+    client.send("hi").unwrap();
+    assert!(!client.receive().unwrap().is_last());
+    assert_eq!(answerer(&client.get("/hello").unwrap()), successor);
+}
