@@ -148,10 +148,6 @@ impl End {
     fn receive_all(&self, host: &impl Host) -> u64 {
         let (mut unacknowledged, mut count) = (Vec::new(), 0);
         loop {
-            if self.is_overdue() {
-                // What has been sent by now still comes, and then the end.
-                self.socket.shut(Shutdown::Read);
-            }
             match self.socket.hear() {
                 Message::Move(number, line, socket) => {
                     let received = socket.and_then(|socket| host.receive(socket, &line));
@@ -161,12 +157,17 @@ impl End {
                         (_, received) => unacknowledged.extend(received),
                     }
                 }
-                Message::Answer(number, taken) => count += u64::from(self.answer(number, taken) && taken),
+                Message::Answer(number, taken) if self.answer(number, taken) => count += u64::from(taken),
                 Message::Counted(counts) => {
                     *self.known() += counts;
                     host.count(counts);
                 }
-                Message::Other | Message::None => {}
+                // Not at any other time, because this process may have been stopped. What has been sent by now
+                // still comes, and then the end.
+                Message::Answer(..) | Message::Other | Message::None if self.is_overdue() => {
+                    self.socket.shut(Shutdown::Read);
+                }
+                Message::Answer(..) | Message::Other | Message::None => {}
                 Message::Kept => break,
                 Message::End => {
                     unacknowledged.into_iter().for_each(|serve| serve());
@@ -218,10 +219,10 @@ impl End {
     fn answer(&self, number: RawFd, taken: bool) -> bool {
         let mut offers = self.offers();
         let Some(offers) = &mut *offers else { return false };
-        let answer = offers.sent.remove(&number);
+        let Some(answer) = offers.sent.remove(&number) else { return false };
         offers.progress = Instant::now();
         self.send_next(offers);
-        answer.is_some_and(|answer| answer.send(taken).is_ok())
+        answer.send(taken).is_ok()
     }
 
     fn offers(&self) -> MutexGuard<'_, Option<Offers>> {

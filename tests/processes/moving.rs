@@ -388,24 +388,33 @@ fn a_connection_that_was_refused_is_offered_again() {
     });
 }
 
-#[test]
-fn the_predecessor_keeps_its_connections_if_the_successor_is_silent_or_talks_nonsense() {
+/// The predecessor of a successor that says these things over and over, and then, too late, that it has taken the
+/// connection.
+fn keeps_its_connection(nonsense: &[&str]) {
     with_successor(|server, client, moving| {
         let (message, connection) = moving.hear();
-        let (number, other) = (number(&message), number(&message) + 1);
-        for nonsense in ["hello", "took", "took -1", "took 1 2", "took x", "move"] {
-            moving.say(nonsense, None).unwrap();
-        }
-        moving.say(&format!("took {other}"), None).unwrap();
         // Meanwhile the client's request lies in the socket.
-        let reply = client.get("/hello").unwrap();
+        client.send(REQUEST).unwrap();
+        let mut words = nonsense.iter().cycle();
+        let is_refused = || words.next().is_none_or(|word| moving.say(word, None).is_err());
+        wait_until(is_refused, || server.log());
+        let reply = client.receive().unwrap();
         assert_eq!((number_after(&reply.text(), "from "), reply.is_last()), (server.first(), true));
-        // An acknowledgement comes too late, and cannot be sent.
-        assert!(moving.say(&format!("took {number}"), None).is_err());
+        assert!(moving.say(&format!("took {}", number(&message)), None).is_err());
         assert_eq!(moving.hear().0, "kept");
         assert_eq!(moving.hear().0, "");
         drop(connection);
     });
+}
+
+#[test]
+fn the_predecessor_keeps_its_connections_if_the_successor_is_silent() {
+    keeps_its_connection(&[]);
+}
+
+#[test]
+fn the_predecessor_keeps_its_connections_if_the_successor_talks_nonsense_without_end() {
+    keeps_its_connection(&["hello", "took", "took -1", "took 1 2", "took x", "move", "took 99999999"]);
 }
 
 #[test]
@@ -740,4 +749,21 @@ fn at_capacity_connections_are_moved_too() {
     client.send("hi").unwrap();
     assert!(!client.receive().unwrap().is_last());
     assert_eq!(answerer(&client.get("/hello").unwrap()), successor);
+}
+
+#[test]
+fn a_predecessor_that_was_stopped_goes_on_moving() {
+    let server = Server::start_replaceable(&[]);
+    let (_idle, held) = (server.idle_client(), server.hold());
+    let successor = Successor::take_over(&server.directory.join("control"));
+    let (message, _) = successor.moving.hear();
+    server.expect_asleep();
+    freeze(server.first());
+    successor.moving.say(&format!("took {}", number(&message)), None).unwrap();
+    // Longer than a successor may take.
+    thread::sleep(Duration::from_millis(5500));
+    thaw(server.first());
+    let finished = thread::spawn(move || held.finish());
+    assert!(successor.moving.hear().0.starts_with("move "));
+    finished.join().unwrap();
 }

@@ -69,12 +69,15 @@ impl Socket {
         let mut buffer = [0; LONGEST_MESSAGE];
         let mut space = cmsg_space!(RawFd);
         let mut slices = [IoSliceMut::new(&mut buffer)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = match recvmsg::<()>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags) {
-            // The other process has died, and has not read all: that is an error before what it has said.
-            Err(Errno::EINTR | Errno::EAGAIN | Errno::ECONNRESET) => return Message::None,
-            Err(_) => return Message::End,
-            Ok(message) => message,
+        let message = loop {
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            match recvmsg::<()>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+                // The other process has died, and has not read all: that is an error before what it has said.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
+                Err(Errno::EAGAIN) => return Message::None,
+                Err(_) => return Message::End,
+                Ok(message) => break message,
+            }
         };
         // It is missing if this process has too many open files.
         let socket = message.cmsgs().into_iter().flatten().find_map(|control| match control {
