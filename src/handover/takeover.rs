@@ -47,14 +47,14 @@ pub(crate) fn ask(connection: UnixStream) -> io::Result<(Predecessor, Vec<OwnedF
     let mut slices = [IoSliceMut::new(&mut answer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(connection.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::other("not all of its sockets could be received: too many open files"));
+    }
     let mut sockets = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(numbers) = control {
             sockets.extend(descriptors::received(numbers));
         }
-    }
-    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
-        return Err(io::Error::other("not all of its sockets could be received: too many open files"));
     }
     let count = message.bytes;
     if answer[..count] == *GREETING {

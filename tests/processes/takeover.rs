@@ -258,3 +258,19 @@ fn a_successor_that_is_no_child_and_dies_is_succeeded_by_its_predecessor() {
     server.expect("says: stopping");
     wait_until(|| client::get(server.address, "/").is_err(), || "somebody answers".to_owned());
 }
+
+#[test]
+fn a_process_that_cannot_receive_the_sockets_says_why() {
+    let (server, control) = start();
+    let takeover = |limit: u32| {
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(format!("ulimit -n {limit}; exec {BINARY} \"$@\"")).arg("bash");
+        command.args(["--listen", &server.address.to_string(), "--takeover", "--control"]).arg(&control);
+        String::from_utf8(command.output().unwrap().stderr).unwrap()
+    };
+    // One of the two descriptors finds no place, or none does.
+    let errors: Vec<String> = (4..7).map(takeover).collect();
+    let why = "not all of its sockets could be received: too many open files";
+    assert!(errors.iter().any(|error| error.contains(why)), "{errors:?}");
+    assert_eq!(server.hello(), server.first());
+}
