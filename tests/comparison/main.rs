@@ -2,12 +2,12 @@
 //!
 //! Ratios within a run mean something, single figures do not: the load shares the machine with the server.
 
+mod connections;
 mod guard;
 mod load;
 mod servers;
 
 use std::net::TcpStream;
-use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -42,6 +42,7 @@ fn main() {
     let guard = Guard::start();
     throughput(&guard.directory);
     handovers();
+    connections::compare(&guard.directory);
     starts();
     sizes(hard);
 }
@@ -56,10 +57,13 @@ impl Figure {
         sorted[sorted.len() / 2]
     }
 
+    fn most(&self) -> f64 {
+        self.0.iter().copied().fold(0.0, f64::max)
+    }
+
     fn spread(&self) -> String {
         let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = self.0.iter().copied().fold(0.0, f64::max);
-        format!("{:.1} ({least:.1}-{most:.1})", self.median())
+        format!("{:.1} ({least:.1}-{:.1})", self.median(), self.most())
     }
 }
 
@@ -82,12 +86,8 @@ fn throughput(directory: &std::path::Path) {
         ),
     ];
     if let Some(binary) = servers::go(directory) {
-        let start = |address: &str| {
-            let mut command = Command::new(binary);
-            command.arg(address);
-            command
-        };
-        running.push(("Go net/http".to_owned(), Server::start(start)));
+        let server = Server::start(|address| servers::run_go(&binary, address));
+        running.push(("Go net/http".to_owned(), server));
     }
     if servers::nginx(directory, "127.0.0.1:1").is_some() {
         let server = Server::start(|address| servers::nginx(directory, address).unwrap());

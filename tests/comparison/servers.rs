@@ -81,6 +81,13 @@ pub fn memory(pid: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// Whether a process has not ended; one that has ended but not been waited for has.
+pub fn is_running(pid: u32) -> bool {
+    let is_running = stat(pid).is_some_and(|stat| !matches!(&*stat[0], "Z" | "X"));
+    // The main thread may be the first to end.
+    is_running || fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1)
+}
+
 pub fn threads(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
 }
@@ -114,17 +121,18 @@ pub fn serve_tiny_http(address: &str, receivers: usize) {
 
 /// Go's net/http, if there is a compiler.
 pub fn go(directory: &Path) -> Option<PathBuf> {
-    let source = directory.join("main.go");
-    let program = format!(
-        "package main\nimport (\"net/http\"; \"os\")\nfunc main() {{\n\
-         http.HandleFunc(\"/\", func(w http.ResponseWriter, r *http.Request) {{ w.Write([]byte({BODY:?})) }})\n\
-         http.ListenAndServe(os.Args[1], nil)\n}}\n"
-    );
-    fs::write(&source, program).unwrap();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/comparison/server.go");
     let binary = directory.join("go-server");
     let mut build = Command::new("go");
-    build.args(["build", "-o"]).arg(&binary).arg(&source).env("GO111MODULE", "off");
+    build.args(["build", "-o"]).arg(&binary).arg(source).env("GO111MODULE", "off");
     build.status().is_ok_and(|status| status.success()).then_some(binary)
+}
+
+/// The server that was built.
+pub fn run_go(binary: &Path, address: &str) -> Command {
+    let mut command = Command::new(binary);
+    command.args([address, BODY]).arg(binary.with_extension("pid"));
+    command
 }
 
 /// nginx, if it is installed.
@@ -133,7 +141,7 @@ pub fn nginx(directory: &Path, address: &str) -> Option<Command> {
     let configuration = directory.join("nginx.conf");
     let content = format!(
         "daemon off; master_process on; worker_processes auto; pid {0}/nginx.pid; error_log /dev/null;\n\
-         events {{ worker_connections 20000; }}\n\
+         worker_shutdown_timeout 20s; events {{ worker_connections 20000; }}\n\
          http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {0}; proxy_temp_path {0};\n\
          fastcgi_temp_path {0}; uwsgi_temp_path {0}; scgi_temp_path {0}; default_type text/plain;\n\
          server {{ listen {address} backlog=4096; location / {{ return 200 \"{BODY}\"; }} }} }}\n",
