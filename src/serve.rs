@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::process;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex};
 
 use crate::error::Error;
 use crate::events::{Event, Events};
@@ -196,7 +196,7 @@ fn prepare(
 
     let events = Events::new().map_err(|error| Error::new("make a queue of events", error))?;
     let signals = signals(&events).map_err(|error| Error::new("handle signals", error))?;
-    let limits = Arc::new(RwLock::new(options.limits));
+    let limits = Arc::new(Mutex::new(options.limits));
     let handler: Arc<dyn Handler> = Arc::new(handler);
     let (serving, current, poster) = (Arc::clone(&handler), Arc::clone(&limits), events.poster());
     let serve = move |connection: &_| http::serve(connection, &*serving, &current);

@@ -21,7 +21,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::mpsc::{self, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,7 @@ use nix::sys::socket::Shutdown;
 use self::socket::{Message, Socket};
 pub(crate) use self::socket::{is_end, pair};
 use crate::counts::Counts;
+use crate::lock::lock;
 
 /// The most connections on their way, so that there is always room for another message in the buffer of the
 /// socket, and no lack of references to descriptors (ETOOMANYREFS).
@@ -105,7 +106,7 @@ impl Mover {
     pub(crate) fn finish(&self) -> u64 {
         // The other process still has to hear of it.
         self.end.upgrade().iter().for_each(|end| end.socket.shut(Shutdown::Read));
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = lock(&self.thread).take();
         thread.and_then(|thread| thread.join().ok()).unwrap_or(0)
     }
 }
@@ -226,10 +227,10 @@ impl End {
     }
 
     fn offers(&self) -> MutexGuard<'_, Option<Offers>> {
-        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.offers)
     }
 
     fn known(&self) -> MutexGuard<'_, Counts> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }

@@ -19,7 +19,7 @@ mod tests;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tiny_http::{Method, ResponseBox};
@@ -31,6 +31,7 @@ use self::input::Input;
 use self::refusal::{INTERNAL_ERROR, Refusal};
 use self::response::Reply;
 use crate::deadline::after;
+use crate::lock::lock;
 use crate::options::Limits;
 use crate::server::connection::Connection;
 
@@ -40,8 +41,8 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const SKIP_LIMIT: u64 = 256 * 1024;
 
 /// Serves the requests of one connection until it ends, each within the limits of its time.
-pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits: &RwLock<Limits>) {
-    let current = || *limits.read().unwrap_or_else(PoisonError::into_inner);
+pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits: &Mutex<Limits>) {
+    let current = || *lock(limits);
     let mut input = Input::new(Arc::clone(connection), current());
     let mut patience = match connection.is_used() {
         true => input.limits.idle_timeout,

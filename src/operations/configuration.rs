@@ -3,11 +3,12 @@
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use super::requester::Requester;
 use super::systemd;
+use crate::lock::lock;
 use crate::options::{Limits, Options};
 
 /// How many requests may wait for the next reading, because each may have a client with a descriptor.
@@ -24,7 +25,7 @@ pub(crate) type Reading = Result<Box<Options>, String>;
 pub(crate) struct Configuration {
     pub(crate) options: Options,
     /// Those for the connections.
-    limits: Arc<RwLock<Limits>>,
+    limits: Arc<Mutex<Limits>>,
     read: Arc<Read>,
     report: Arc<dyn Fn(Reading) + Send + Sync>,
     running: Vec<Requester>,
@@ -35,7 +36,7 @@ impl Configuration {
     /// `report` is called at the end of each reading.
     pub(crate) fn new(
         options: Options,
-        limits: Arc<RwLock<Limits>>,
+        limits: Arc<Mutex<Limits>>,
         read: Arc<Read>,
         report: Arc<dyn Fn(Reading) + Send + Sync>,
     ) -> Configuration {
@@ -73,7 +74,7 @@ impl Configuration {
             for (name, needed) in options.keep_what_needs_a_handover(&self.options) {
                 log::warn!("a change of {name} needs a {needed}");
             }
-            *self.limits.write().unwrap_or_else(PoisonError::into_inner) = options.limits;
+            *lock(&self.limits) = options.limits;
             self.options = *options;
         });
         for by in mem::take(&mut self.running) {

@@ -1,8 +1,8 @@
 //! Signals become events: one thread waits for them, so that no other code has to know about them.
 
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use signal_hook::flag;
 use signal_hook::iterator::{Handle, Signals as Incoming};
 
 use super::requester::Action;
+use crate::lock::lock;
 
 /// What a signal means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +92,7 @@ impl Drop for Signals {
 }
 
 fn count<T>(change: impl FnOnce(&mut u32) -> T) -> T {
-    change(&mut COUNT.lock().unwrap_or_else(PoisonError::into_inner))
+    change(&mut lock(&COUNT))
 }
 
 /// The signals that are handled: held back in a successor until its handlers are in place, because the mask

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::iter;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFd;
@@ -12,6 +12,7 @@ use nix::poll::PollFd;
 use crate::counts::Counts;
 use crate::deadline::{BACK_OFF, after, has_come, poll_until, readable};
 use crate::handover::moving::{Host, Received};
+use crate::lock::lock;
 use crate::options::Limits;
 use crate::server::capacity::Capacity;
 use crate::server::connection::Connection;
@@ -30,7 +31,7 @@ type Serve = dyn Fn(&Arc<Connection>) + Send + Sync;
 
 pub(super) struct Acceptor {
     pub(super) listeners: Vec<Listener>,
-    pub(super) limits: Arc<RwLock<Limits>>,
+    pub(super) limits: Arc<Mutex<Limits>>,
     pub(super) entrance: Arc<Entrance>,
     /// Locked while a connection is accepted, so that it is the last one when the gate has been shut.
     pub(super) gate: Mutex<Gate>,
@@ -116,7 +117,7 @@ impl Acceptor {
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.gate)
     }
 
     /// Accepts while the gate is open, until it is removed. Nothing else ends this: whatever accept(2) fails
@@ -170,13 +171,13 @@ impl Acceptor {
 
     /// How many connections may be open at a time: as many as are asked for, or as the system allows.
     fn most_connections(&self) -> usize {
-        let most = self.limits.read().unwrap_or_else(PoisonError::into_inner).max_connections;
+        let most = lock(&self.limits).max_connections;
         self.entrance.capacity.as_ref().map_or(most, |capacity| most.min(capacity.connections))
     }
 
     /// Logs it if the system allows less than what is asked for.
     pub(super) fn report_capacity(&self) {
-        let asked = self.limits.read().unwrap_or_else(PoisonError::into_inner).max_connections;
+        let asked = lock(&self.limits).max_connections;
         if let Some(capacity) =
             self.entrance.capacity.as_ref().filter(|capacity| capacity.connections < asked)
         {

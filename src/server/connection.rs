@@ -6,7 +6,7 @@ mod transfer;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
@@ -15,6 +15,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::deadline::{after, has_come, later, poll_until, readable};
+use crate::lock::lock;
 use crate::server::address::Address;
 use crate::server::registry::Registry;
 
@@ -230,7 +231,7 @@ impl Connection {
     }
 
     pub(super) fn activity(&self) -> MutexGuard<'_, Activity> {
-        self.activity.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.activity)
     }
 }
 

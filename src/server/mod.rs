@@ -13,7 +13,7 @@ mod workers;
 use std::fmt;
 use std::io::{self, PipeWriter};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use crate::counts::Counts;
@@ -41,7 +41,7 @@ impl Server {
     /// `on_empty` when, after [`drain`](Self::drain), none is open.
     pub(crate) fn new(
         listeners: Vec<Listener>,
-        limits: Arc<RwLock<Limits>>,
+        limits: Arc<Mutex<Limits>>,
         stack_size: usize,
         serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
         on_empty: impl Fn() + Send + Sync + 'static,

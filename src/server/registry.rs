@@ -6,12 +6,13 @@ use std::io::{self, PipeReader};
 use std::mem;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::counts::Counts;
 use crate::handover::moving::Mover;
+use crate::lock::lock;
 use crate::server::connection::{Activity, Connection};
 
 /// By the numbers of their descriptors, which stay taken for as long as they are in here.
@@ -78,18 +79,18 @@ impl Registry {
 
     /// What moves connections to the other process of a handover.
     pub(super) fn mover(&self) -> MutexGuard<'_, Option<Arc<Mover>>> {
-        self.mover.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.mover)
     }
 
     /// Counts something.
     pub(super) fn count(&self, counts: Counts) {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) += counts;
+        *lock(&self.counts) += counts;
     }
 
     pub(super) fn counts(&self) -> Counts {
         // Locked meanwhile, so that no connection ends and is counted twice.
         let open = self.open();
-        let mut counts = *self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = *lock(&self.counts);
         counts.requests += open.values().map(|connection| connection.requests()).sum::<u64>();
         counts
     }
@@ -112,7 +113,7 @@ impl Registry {
 
     /// The open connections, locked.
     pub(super) fn open(&self) -> MutexGuard<'_, Connections> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 
     /// Enters a connection. It is to be dropped before the entry, with which it leaves the registry.

@@ -3,9 +3,10 @@
 //! A thread is reserved before a connection is accepted. If the system refuses one, the connection stays in
 //! the kernel's queue, from which the other process of a handover may accept it.
 
+use crate::lock::lock;
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -71,6 +72,6 @@ impl Workers {
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<(Instant, Worker)>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
 }

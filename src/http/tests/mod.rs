@@ -6,7 +6,7 @@ mod random;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex};
 
 use tiny_http::{Response, ResponseBox};
 
@@ -35,7 +35,7 @@ fn serve(
 ) -> (Server, SocketAddr) {
     let listeners = Listener::bind_all(&["127.0.0.1:0".to_owned()], 0).unwrap();
     let Address::Network(address) = *listeners[0].address() else { panic!("{}", listeners[0].address()) };
-    let limits = Arc::new(RwLock::new(limits));
+    let limits = Arc::new(Mutex::new(limits));
     let shared = Arc::clone(&limits);
     let serve = move |connection: &_| super::serve(connection, &handler, &shared);
     let mut server = Server::new(listeners, limits, 1 << 20, serve, || ()).unwrap();

@@ -4,7 +4,7 @@ use std::env;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, RwLock, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -99,7 +99,7 @@ fn talk_in_pieces(random: &mut Random, mut input: &[u8]) -> (String, usize) {
             handling.send(()).unwrap();
             examine(request)
         };
-        crate::http::serve(&connection, &handler, &RwLock::new(Limits::default()));
+        crate::http::serve(&connection, &handler, &Mutex::new(Limits::default()));
     });
     while !input.is_empty() {
         let (piece, rest) = input.split_at(1 + random.below(input.len().min(200)));
