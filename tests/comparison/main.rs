@@ -1,4 +1,5 @@
-//! `cargo bench`: this server beside others, in turn, several rounds in one run; medians and spread.
+//! `cargo bench`: this server beside others, in turn, several rounds in one run; medians and spread. With `--` and
+//! names of its parts, such as `cargo bench -- connections`, it is only these.
 //!
 //! Ratios within a run mean something, single figures do not: the load shares the machine with the server.
 
@@ -40,11 +41,17 @@ fn main() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let guard = Guard::start();
-    throughput(&guard.directory);
-    handovers();
-    connections::compare(&guard.directory);
-    starts();
-    sizes(hard);
+    let parts: [(&str, &dyn Fn()); 5] = [
+        ("throughput", &|| throughput(&guard.directory)),
+        ("handovers", &handovers),
+        ("connections", &|| connections::compare(&guard.directory)),
+        ("starts", &starts),
+        ("sizes", &|| sizes(hard)),
+    ];
+    let is_named = |name: &str| arguments[1..].iter().any(|argument| argument == name);
+    let are_some_named = parts.iter().any(|(name, _)| is_named(name));
+    let wanted = parts.iter().filter(|(name, _)| !are_some_named || is_named(name));
+    wanted.for_each(|(_, part)| part());
 }
 
 /// The median, and how far the others are from it.
