@@ -19,8 +19,7 @@ mod socket;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::mpsc::{self, SyncSender};
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -33,8 +32,8 @@ pub(crate) use self::socket::{is_end, pair};
 use crate::counts::Counts;
 use crate::lock::lock;
 
-/// The most connections on their way, so that there is always room for another message in the buffer of the
-/// socket, and no lack of references to descriptors (ETOOMANYREFS).
+/// The most connections on their way, so that there is no lack of references to descriptors (ETOOMANYREFS), and
+/// one that is in use does not wait for long behind idle ones.
 const MOST_ON_THEIR_WAY: usize = 16;
 
 /// How long the other process may take to acknowledge a connection, whose client waits meanwhile.
@@ -43,6 +42,31 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that has been received: calling it begins to serve the connection, dropping it closes the
 /// connection in this process only.
 pub(crate) type Received = Box<dyn FnOnce() + Send>;
+
+/// A connection that is not to be used before the answer, which is whether it is the other process's now.
+pub(crate) struct Offer {
+    descriptor: RawFd,
+    line: String,
+    is_moved: bool,
+    answer: Option<Box<dyn FnOnce(bool) + Send>>,
+}
+
+impl Offer {
+    /// The connection under this descriptor, which stays open until the answer, with a line about it.
+    pub(crate) fn new(descriptor: RawFd, line: String, answer: impl FnOnce(bool) + Send + 'static) -> Offer {
+        Offer { descriptor, line, is_moved: false, answer: Some(Box::new(answer)) }
+    }
+
+    fn answer(mut self, is_moved: bool) {
+        self.is_moved = is_moved;
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        self.answer.take().into_iter().for_each(|answer| answer(self.is_moved));
+    }
+}
 
 /// What receives.
 pub(crate) trait Host: Send + 'static {
@@ -66,25 +90,30 @@ impl Mover {
     pub(crate) fn start(socket: OwnedFd, host: impl Host) -> io::Result<Mover> {
         let socket = Socket::new(socket)?;
         let (waiting, sent, progress) = (VecDeque::new(), HashMap::new(), Instant::now());
-        let offers = Mutex::new(Some(Offers { waiting, sent, progress }));
+        let offers = Mutex::new(Some(Offers { waiting, idle: None, sent, progress }));
         let end = Arc::new(End { socket, offers, known: Mutex::default() });
         let (weak, thread) = (Arc::downgrade(&end), thread::Builder::new().name("moving".to_owned()));
         let thread = thread.spawn(move || end.receive_all(&host))?;
         Ok(Mover { end: weak, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Moves a connection, with a line about it, and returns whether it is the other process's now.
-    pub(crate) fn send(&self, connection: BorrowedFd<'_>, line: String) -> bool {
-        let Some(end) = self.end.upgrade() else { return false };
-        let (answer, answered) = mpsc::sync_channel(1);
-        match &mut *end.offers() {
-            Some(offers) => {
-                offers.waiting.push_back(Offer { number: connection.as_raw_fd(), line, answer });
-                end.send_next(offers);
-            }
-            None => return false,
+    /// Moves a connection.
+    pub(crate) fn send(&self, offer: Offer) {
+        self.change(|offers| offers.waiting.push_back(offer));
+    }
+
+    /// Moves these as well, while there are no others. They are dropped when there are no more of them, or no
+    /// more can be moved.
+    pub(crate) fn send_idle(&self, idle: impl Iterator<Item = Offer> + Send + 'static) {
+        self.change(|offers| offers.idle = Some(Box::new(idle)));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Offers)) {
+        let Some(end) = self.end.upgrade() else { return };
+        if let Some(offers) = &mut *end.offers() {
+            change(offers);
+            end.send_next(offers);
         }
-        answered.recv().unwrap_or(false)
     }
 
     /// The other process knows this.
@@ -117,7 +146,6 @@ impl Drop for Mover {
     }
 }
 
-#[derive(Debug)]
 struct End {
     socket: Socket,
     /// `None` when no more are sent.
@@ -127,21 +155,25 @@ struct End {
 }
 
 /// The connections that are to be moved.
-#[derive(Debug)]
 struct Offers {
+    /// Those on which the next request is likely to come soon.
     waiting: VecDeque<Offer>,
+    /// The others, which go when none of those is left.
+    idle: Option<Box<dyn Iterator<Item = Offer> + Send>>,
     /// Those on their way, to be acknowledged.
-    sent: HashMap<RawFd, SyncSender<bool>>,
+    sent: HashMap<RawFd, Offer>,
     /// When the last one was acknowledged, or sent if none was on its way.
     progress: Instant,
 }
 
-/// A connection that its thread is not to use before the answer has come.
-#[derive(Debug)]
-struct Offer {
-    number: RawFd,
-    line: String,
-    answer: SyncSender<bool>,
+impl Offers {
+    fn next(&mut self) -> Option<Offer> {
+        self.waiting.pop_front().or_else(|| {
+            let next = self.idle.as_mut()?.next();
+            self.idle.take_if(|_| next.is_none());
+            next
+        })
+    }
 }
 
 impl End {
@@ -188,23 +220,23 @@ impl End {
         // If the other process may not have heard it: to lose connections is better than to have two processes
         // read from them.
         let are_lost = !matches!(said, Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET));
-        for answer in offers.into_iter().flat_map(|offers| offers.sent.into_values()) {
-            let _ = answer.send(are_lost);
-        }
+        offers.into_iter().flat_map(|offers| offers.sent).for_each(|(_, offer)| offer.answer(are_lost));
     }
 
     /// Sends what may be sent now.
     fn send_next(&self, offers: &mut Offers) {
         while offers.sent.len() < MOST_ON_THEIR_WAY
-            && let Some(Offer { number, line, answer }) = offers.waiting.pop_front()
+            && let Some(offer) = offers.next()
         {
             if offers.sent.is_empty() {
                 offers.progress = Instant::now();
             }
-            if self.socket.say(&format!("move {number} {line}"), &[number]).is_ok() {
-                offers.sent.insert(number, answer);
-            } else {
-                let _ = answer.send(false);
+            let Offer { descriptor, line, .. } = &offer;
+            match self.socket.say(&format!("move {descriptor} {line}"), &[*descriptor]) {
+                Ok(()) => drop(offers.sent.insert(*descriptor, offer)),
+                // The next answer makes room.
+                Err(Errno::EAGAIN) if !offers.sent.is_empty() => return offers.waiting.push_front(offer),
+                Err(_) => offer.answer(false),
             }
         }
     }
@@ -220,10 +252,11 @@ impl End {
     fn answer(&self, number: RawFd, taken: bool) -> bool {
         let mut offers = self.offers();
         let Some(offers) = &mut *offers else { return false };
-        let Some(answer) = offers.sent.remove(&number) else { return false };
+        let Some(offer) = offers.sent.remove(&number) else { return false };
         offers.progress = Instant::now();
         self.send_next(offers);
-        answer.send(taken).is_ok()
+        offer.answer(taken);
+        true
     }
 
     fn offers(&self) -> MutexGuard<'_, Option<Offers>> {

@@ -57,9 +57,10 @@ impl Input {
                     self.buffer.shrink_to(READ_SIZE);
                     if let Some(begin) = self.begin {
                         patience = self.limits.head_timeout.saturating_sub(begin.elapsed());
-                        self.connection.set_idle(None);
+                        self.connection.become_busy();
                     }
-                    if self.fill(|connection, buffer| connection.read_request(buffer, patience))? == 0 {
+                    let connection = Arc::clone(&self.connection);
+                    if self.fill(|_, buffer| connection.read_request(buffer, patience))? == 0 {
                         return Ok(false);
                     }
                     continue;
@@ -121,10 +122,17 @@ impl Input {
     fn fill(&mut self, read: impl FnOnce(&Connection, &mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
         self.buffer.drain(..mem::take(&mut self.used));
         let before = self.buffer.len();
-        // What follows the request goes to the successor with the connection.
-        let size = if self.connection.is_moving() { 1 } else { READ_SIZE };
-        self.buffer.resize(before + size, 0);
-        let read = read(&self.connection, &mut self.buffer[before..]);
+        self.buffer.resize(before + READ_SIZE, 0);
+        let (buffer, is_moving) = (&mut self.buffer[before..], self.connection.is_moving());
+        // What follows the request, which ends with a line, goes to the successor with the connection.
+        let (first, rest) = buffer.split_at_mut(if is_moving { 1 } else { READ_SIZE });
+        let mut read = read(&self.connection, first);
+        if let Ok(1) = read
+            && is_moving
+            && first != b"\n"
+        {
+            read = self.connection.read_rest_of_line(rest).map(|more| 1 + more);
+        }
         self.buffer.truncate(before + *read.as_ref().unwrap_or(&0));
         read
     }

@@ -51,6 +51,7 @@ impl Entrance {
         let (entered, entrance) = (self.registry.enter(connection), Arc::clone(self));
         Box::new(move || {
             let this = Arc::clone(&entrance);
+            entered.1.arrive();
             entrance.workers.run(worker, move || {
                 // In this order, because the last one is dropped first.
                 let (_entry, connection) = entered;

@@ -6,7 +6,7 @@ mod transfer;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
@@ -41,6 +41,8 @@ pub(crate) struct Connection {
     local: Address,
     registry: Arc<Registry>,
     activity: Mutex<Activity>,
+    /// It has been moved or refused.
+    decided: Condvar,
     /// The successor has refused it, so it ends with its next response.
     kept: AtomicBool,
     requests: AtomicU64,
@@ -52,8 +54,13 @@ pub(super) enum Activity {
     /// A request may be on its way, `used` if it is not the first one; `idle_since` if none has come for a
     /// while.
     Waiting { used: bool, idle_since: Option<Instant> },
-    /// It is on its way to the other process of a handover, which may read from it already.
-    Moving,
+    /// It is on its way to the other process of a handover, which may read from it already, or from there,
+    /// which may not have let it go. It has been waiting since then.
+    Moving { used: bool, since: Instant },
+    /// It is the other process's.
+    Moved,
+    /// It ends when its client has read the last response.
+    Lingering { since: Instant },
     /// A request is being read, handled or answered. It is the last one if it came in the very moment in
     /// which the connection was `evicted`.
     InFlight { evicted: bool },
@@ -63,6 +70,9 @@ pub(super) enum Activity {
 
 /// How long a connection is not idle yet, because its next request is likely to come soon.
 const MOMENT: Duration = Duration::from_millis(20);
+
+/// How long a connection does not count as idle after its last response, which could still be on its way.
+const SPARED: Duration = Duration::from_millis(100);
 
 /// How long a connection that was refused waits before it is offered again.
 const SECOND_OFFER: Duration = Duration::from_secs(1);
@@ -94,8 +104,8 @@ impl Connection {
         if peer == Peer::Local || activity != Activity::NEW {
             setsockopt(&socket, sockopt::ReceiveTimeout, &moment())?;
         }
-        let (activity, kept, requests) = (Mutex::new(activity), false.into(), 0.into());
-        Ok(Connection { socket, peer, local, registry, activity, kept, requests })
+        let (activity, decided, kept) = (Mutex::new(activity), Condvar::new(), false.into());
+        Ok(Connection { socket, peer, local, registry, activity, decided, kept, requests: 0.into() })
     }
 
     /// How many requests have come on it in this process.
@@ -146,25 +156,30 @@ impl Connection {
     /// For the first [`MOMENT`] the connection is not idle. Its thread waits in recv(2) alone then, which
     /// nothing but input ends, instead of in poll(2) before it. With 32 clients that saves an eighth of the
     /// CPU time; a stop or a drain takes at most that moment longer for it.
-    pub(crate) fn read_request(&self, buffer: &mut [u8], patience: Duration) -> io::Result<usize> {
+    pub(crate) fn read_request(self: &Arc<Self>, buffer: &mut [u8], patience: Duration) -> io::Result<usize> {
         self.kept.store(false, Ordering::Relaxed);
-        if !self.is_moving() {
+        // One that has been moved here while it was idle still is.
+        let is_idle = matches!(*self.activity(), Activity::Waiting { idle_since: Some(_), .. });
+        if !is_idle && !self.is_moving() {
             match recv(self.descriptor(), buffer, MsgFlags::empty()) {
                 Err(Errno::EAGAIN | Errno::EINTR) => {}
                 result => return Ok(result?),
             }
         }
-        let since = self.become_idle();
-        let deadline = later(since, patience);
+        let deadline = later(self.become_idle(), patience);
         let is_input = loop {
-            if self.move_away(since) {
+            if self.registry.is_moving() {
+                self.move_away();
+            }
+            if *self.settled() == Activity::Moved {
                 return Ok(0);
             }
             self.registry.offer_capacity();
-            let Registry { idle_closed, moving, .. } = &*self.registry;
-            let mut events = [readable(&self.socket), readable(idle_closed), readable(moving)];
-            if self.registry.is_moving() {
-                // It has been refused.
+            let (moving, is_draining) = (self.registry.moving(), self.is_draining());
+            let mut events =
+                [readable(&self.socket), readable(&self.registry.idle_closed), readable(&*moving)];
+            if is_draining {
+                // Perhaps it has been refused.
                 poll_until(&mut events[..2], Some(deadline.min(after(SECOND_OFFER))));
             } else {
                 poll_until(&mut events, Some(deadline));
@@ -173,12 +188,9 @@ impl Connection {
                 break has_come(&events[0]);
             }
         };
-        // The successor that has refused it may be gone, and the next one may not refuse it.
-        self.kept.fetch_and(self.registry.is_moving(), Ordering::Relaxed);
-        // From here on it cannot be evicted, so that nothing is lost that is read now.
-        self.set_idle(None);
-        // A request that has come is answered, even if idle connections are closed at the same time.
-        if is_input { self.read(buffer, deadline) } else { Ok(0) }
+        // From here on it cannot be moved or evicted, so that nothing is lost that is read now. A request that
+        // has come is answered, even if idle connections are closed at the same time.
+        if self.become_busy() && is_input { self.read(buffer, deadline) } else { Ok(0) }
     }
 
     /// Returns since when the connection has been waiting for a request.
@@ -190,10 +202,22 @@ impl Connection {
         }
     }
 
-    /// Since when no request has come on a connection that waits for one, if not only for a moment.
-    pub(crate) fn set_idle(&self, since: Option<Instant>) {
-        if let Activity::Waiting { idle_since, .. } = &mut *self.activity() {
-            *idle_since = since;
+    /// The connection is not idle any more; `false` if it has been moved instead.
+    pub(crate) fn become_busy(&self) -> bool {
+        // The successor that has refused it may be gone, and the next one may not refuse it.
+        self.kept.fetch_and(self.registry.is_moving(), Ordering::Relaxed);
+        let mut activity = self.settled();
+        if let Activity::Waiting { idle_since, .. } = &mut *activity {
+            *idle_since = None;
+        }
+        *activity != Activity::Moved
+    }
+
+    /// The connection ends when its client has read the last response, which may still be on its way.
+    pub(super) fn become_lingering(&self) {
+        let mut activity = self.activity();
+        if let Activity::Waiting { .. } = *activity {
+            *activity = Activity::Lingering { since: after(SPARED) };
         }
     }
 
@@ -225,7 +249,7 @@ impl Connection {
 
     /// Ends the connection, unless it may be another process's already.
     pub(super) fn cut(&self) {
-        if !matches!(*self.activity(), Activity::Moving) {
+        if !matches!(*self.activity(), Activity::Moving { .. }) {
             let _ = shutdown(self.descriptor(), Shutdown::Both);
         }
     }
@@ -241,11 +265,11 @@ impl Activity {
     /// If the connection is idle, a key by which the one that can best be spared comes first: one that has
     /// never had a request before one that has been of use, and then the one that has been idle for longest.
     pub(super) fn idleness(&self) -> Option<(bool, Instant)> {
-        match *self {
-            Activity::Waiting { used, idle_since: Some(since) } if since.elapsed() >= MOMENT => {
-                Some((used, since))
-            }
-            _ => None,
-        }
+        let idleness = match *self {
+            Activity::Waiting { used, idle_since: Some(since) } => (used, since),
+            Activity::Lingering { since } => (true, since),
+            _ => return None,
+        };
+        (idleness.1.elapsed() >= MOMENT).then_some(idleness)
     }
 }

@@ -75,8 +75,7 @@ impl Server {
 
     /// Starts accepting, or starts again after a [`drain`](Self::drain).
     pub(crate) fn accept(&mut self) {
-        self.registry.draining.store(false, Ordering::SeqCst);
-        self.registry.set_mover(None);
+        self.registry.resume();
         self.set_gate(Gate::Open);
     }
 
@@ -99,8 +98,7 @@ impl Server {
         self.registry.moved.store(0, Ordering::Relaxed);
         // In this order, so that no response promises the end of a connection that can be moved.
         self.registry.set_mover(mover);
-        self.registry.draining.store(true, Ordering::SeqCst);
-        self.registry.report_if_empty();
+        self.registry.drain();
     }
 
     /// Moves no more connections to another process.

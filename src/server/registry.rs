@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::counts::Counts;
-use crate::handover::moving::Mover;
+use crate::handover::moving::{Mover, Offer};
 use crate::lock::lock;
 use crate::server::connection::{Activity, Connection};
 
-/// By the numbers of their descriptors, which stay taken for as long as they are in here.
+/// By the numbers of their descriptors, which stay taken for at least as long as they are in here.
 type Connections = HashMap<RawFd, Arc<Connection>>;
 
 pub(crate) struct Registry {
@@ -27,8 +27,9 @@ pub(crate) struct Registry {
     /// moved.
     pub(super) draining: AtomicBool,
     mover: Mutex<Option<Arc<Mover>>>,
-    /// Readable while connections are moved.
-    pub(super) moving: EventFd,
+    /// Readable when the threads of idle connections are to look what has become of these. It is another one
+    /// after each drain, because a thread may take its time.
+    moving: Mutex<Arc<EventFd>>,
     /// How many connections have been moved to another process in the last drain.
     pub(super) moved: AtomicU64,
     /// Without the requests on the open connections.
@@ -56,7 +57,7 @@ impl Registry {
             on_empty: Box::new(on_empty),
             draining: AtomicBool::new(false),
             mover: Mutex::default(),
-            moving: event()?,
+            moving: Mutex::new(Arc::new(event()?)),
             moved: AtomicU64::new(0),
             counts: Mutex::default(),
             idle_closed,
@@ -99,16 +100,41 @@ impl Registry {
         self.draining.load(Ordering::SeqCst) && self.mover().is_some()
     }
 
-    /// From now on each connection is moved as soon as no request is in flight, or none is any more.
+    /// What moves connections during the next drain.
     pub(super) fn set_mover(&self, mover: Option<Mover>) {
-        let is_moving = mover.is_some();
         let before = mem::replace(&mut *self.mover(), mover.map(Arc::new));
         if let Some(mover) = before {
             mover.report(self.counts());
             self.moved.fetch_add(mover.finish(), Ordering::Relaxed);
         }
-        // They fail only if nothing is to be changed.
-        let _ = if is_moving { self.moving.write(1).map(drop) } else { self.moving.read().map(drop) };
+    }
+
+    /// From now on each response is the last of its connection, unless that can be moved; each connection is
+    /// as soon as no request is in flight.
+    pub(super) fn drain(self: &Arc<Self>) {
+        self.draining.store(true, Ordering::SeqCst);
+        if let Some(mover) = self.mover().clone() {
+            let connections = self.open().values().cloned().collect();
+            mover.send_idle(Idle { connections, registry: Arc::clone(self) });
+        }
+        self.report_if_empty();
+    }
+
+    /// A drain has ended, if there was one.
+    pub(super) fn resume(&self) {
+        if !self.draining.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        self.set_mover(None);
+        match event() {
+            Ok(event) => *lock(&self.moving) = Arc::new(event),
+            // Those that have not looked yet will when something comes, or nothing has for long enough.
+            Err(_) => drop(self.moving().read()),
+        }
+    }
+
+    pub(super) fn moving(&self) -> Arc<EventFd> {
+        Arc::clone(&lock(&self.moving))
     }
 
     /// The open connections, locked.
@@ -118,9 +144,19 @@ impl Registry {
 
     /// Enters a connection. It is to be dropped before the entry, with which it leaves the registry.
     pub(super) fn enter(self: &Arc<Self>, connection: Connection) -> (Entry, Arc<Connection>) {
-        let (descriptor, connection) = (connection.descriptor(), Arc::new(connection));
-        self.open().insert(descriptor, Arc::clone(&connection));
-        (Entry { descriptor, registry: Arc::clone(self) }, connection)
+        let connection = Arc::new(connection);
+        self.open().insert(connection.descriptor(), Arc::clone(&connection));
+        (Entry { connection: Some(Arc::clone(&connection)), registry: Arc::clone(self) }, connection)
+    }
+
+    /// A connection is no longer here, but perhaps its descriptor is.
+    pub(super) fn leave(&self, connection: &Arc<Connection>) {
+        let mut open = self.open();
+        // Otherwise it has left before.
+        if open.get(&connection.descriptor()).is_some_and(|entered| Arc::ptr_eq(entered, connection)) {
+            open.remove(&connection.descriptor());
+            self.count(Counts { requests: connection.requests(), ..Counts::default() });
+        }
     }
 
     /// Has the accept loop woken when a connection ends or becomes idle. For that the idle one that can best
@@ -139,11 +175,13 @@ impl Registry {
                 Activity::Waiting { used: false, idle_since: None } => {
                     (may_evict_used, may_evict_slow) = (false, false);
                 }
-                activity @ Activity::Waiting { idle_since: Some(_), .. } => match activity.idleness() {
-                    Some(idleness) => idle.push((idleness, connection)),
-                    // It lingers, and is spared for a moment, too.
-                    None => may_evict_slow = false,
-                },
+                activity @ (Activity::Waiting { idle_since: Some(_), .. } | Activity::Lingering { .. }) => {
+                    match activity.idleness() {
+                        Some(idleness) => idle.push((idleness, connection)),
+                        // It lingers, and is spared for a moment, too.
+                        None => may_evict_slow = false,
+                    }
+                }
                 _ => {}
             }
         }
@@ -185,20 +223,36 @@ fn event() -> nix::Result<EventFd> {
 
 /// Keeps a connection in the registry.
 pub(super) struct Entry {
-    descriptor: RawFd,
+    connection: Option<Arc<Connection>>,
     registry: Arc<Registry>,
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut open = self.registry.open();
-        let connection = open.remove(&self.descriptor);
-        let requests = connection.as_ref().map_or(0, |connection| connection.requests());
-        self.registry.count(Counts { requests, ..Counts::default() });
-        drop(open);
         // The descriptor is closed before its capacity is offered.
-        drop(connection);
+        self.connection.take().iter().for_each(|connection| self.registry.leave(connection));
         self.registry.offer_capacity();
         self.registry.report_if_empty();
+    }
+}
+
+/// The connections that are idle, to be moved without their threads, which are woken when that is done.
+struct Idle {
+    connections: Vec<Arc<Connection>>,
+    registry: Arc<Registry>,
+}
+
+impl Iterator for Idle {
+    type Item = Offer;
+
+    fn next(&mut self) -> Option<Offer> {
+        std::iter::from_fn(|| self.connections.pop()).find_map(|connection| connection.offer_if_idle())
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        // It fails only if it has been written more often than can be counted.
+        let _ = self.registry.moving().write(1);
     }
 }

@@ -92,6 +92,23 @@ fn every_connection_is_moved_and_the_predecessor_ends() {
 }
 
 #[test]
+fn a_predecessor_that_still_answers_has_let_go_of_the_connections_that_were_moved() {
+    let server = Server::start(&[]);
+    let old = server.serving();
+    let descriptors = || fs::read_dir(format!("/proc/{old}/fd")).unwrap().count();
+    let before = descriptors();
+    let mut clients = connect(&server, 20);
+    clients.iter_mut().for_each(|client| drop(client.get("/").unwrap()));
+    let held = server.hold();
+    server.expect_idle();
+    let successor = server.hand_over();
+    wait_until(|| descriptors() < before + 10, || server.log());
+    clients.iter_mut().for_each(|client| assert_eq!(answerer(&client.get("/hello").unwrap()), successor));
+    held.finish();
+    expect_dead(old);
+}
+
+#[test]
 fn a_busy_client_needs_one_connection_for_twenty_handovers() {
     let server = Server::start_for_load(&[]);
     let stop = Arc::new(AtomicBool::new(false));

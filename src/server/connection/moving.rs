@@ -1,32 +1,65 @@
 //! Moving a connection to the other process of a handover, between two requests.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Activity, Connection, Peer};
+use crate::handover::moving::Offer;
 use crate::server::address::Address;
 use crate::server::registry::Registry;
 
 impl Connection {
-    /// Moves the connection, which has been waiting since then, if connections are moved; whether it is the
-    /// other process's now.
-    pub(super) fn move_away(&self, since: Instant) -> bool {
-        let Some(mover) = self.registry.mover().clone() else { return false };
+    /// Has the connection moved, if it waits for a request.
+    pub(super) fn move_away(self: &Arc<Self>) {
+        if let Some(mover) = self.registry.mover().clone()
+            && let Some(offer) = self.offer()
+        {
+            mover.send(offer);
+        }
+    }
+
+    /// Offers it to the other process, unless it is being offered, or used.
+    pub(in crate::server) fn offer_if_idle(self: &Arc<Self>) -> Option<Offer> {
+        if self.kept.load(Ordering::Relaxed) { None } else { self.offer() }
+    }
+
+    fn offer(self: &Arc<Self>) -> Option<Offer> {
         let mut activity = self.activity();
-        let Activity::Waiting { used, .. } = *activity else { return false };
-        *activity = Activity::Moving;
+        let Activity::Waiting { used, idle_since: Some(since) } = *activity else { return None };
+        *activity = Activity::Moving { used, since };
         drop(activity);
-        let moved = mover.send(self.socket.as_fd(), self.line(used, since));
-        if moved {
+        let this = Arc::clone(self);
+        Some(Offer::new(self.descriptor(), self.line(used, since), move |is_moved| this.decide(is_moved)))
+    }
+
+    /// What it is doing, as soon as it is not on its way any more.
+    pub(super) fn settled(&self) -> MutexGuard<'_, Activity> {
+        let is_moving = |activity: &mut Activity| matches!(activity, Activity::Moving { .. });
+        self.decided.wait_while(self.activity(), is_moving).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn decide(self: &Arc<Self>, is_moved: bool) {
+        if is_moved {
             log::debug!("{}: moved to another process", self.peer);
+            *self.activity() = Activity::Moved;
+            self.registry.leave(self);
+            self.registry.report_if_empty();
         } else {
             log::debug!("{}: not taken by the other process", self.peer);
             self.kept.store(true, Ordering::Relaxed);
-            *self.activity() = Activity::Waiting { used, idle_since: Some(since) };
+            self.arrive();
         }
-        moved
+        self.decided.notify_one();
+    }
+
+    /// The connection, which was on its way, waits for a request here.
+    pub(in crate::server) fn arrive(&self) {
+        let mut activity = self.activity();
+        if let Activity::Moving { used, since } = *activity {
+            *activity = Activity::Waiting { used, idle_since: Some(since) };
+        }
     }
 
     /// What the other process has to know: whether the connection has been used, for how many milliseconds it
@@ -55,7 +88,7 @@ impl Connection {
             address => Peer::Network(address.parse().ok()?),
         };
         let local = Address::from_word(words.next()?)?;
-        let activity = Activity::Waiting { used, idle_since: Some(since) };
+        let activity = Activity::Moving { used, since };
         Connection::waiting(socket, peer, local, registry, activity).ok()
     }
 }

@@ -16,9 +16,6 @@ use crate::server::pace::Pace;
 /// The most time for the head of a request if that is to make room for another connection.
 const SHORTENED: Duration = Duration::from_secs(1);
 
-/// How long a connection does not count as idle after its last response, which could still be on its way.
-const SPARED: Duration = Duration::from_millis(100);
-
 impl Connection {
     pub(crate) fn has_unread(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
@@ -64,6 +61,18 @@ impl Connection {
     /// Reads what has come, and fails if nothing has.
     pub(crate) fn read_available(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(recv(self.descriptor(), buffer, MsgFlags::MSG_DONTWAIT)?)
+    }
+
+    /// Reads what has come of a line, and nothing behind it.
+    pub(crate) fn read_rest_of_line(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match recv(self.descriptor(), buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK) {
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
+            peeked => {
+                let peeked = &mut buffer[..peeked?];
+                let end = peeked.iter().position(|&byte| byte == b'\n').map_or(peeked.len(), |end| end + 1);
+                self.read_available(&mut peeked[..end])
+            }
+        }
     }
 
     fn receive(&self, buffer: &mut [u8], mut wait: impl FnMut() -> io::Result<()>) -> io::Result<usize> {
@@ -112,7 +121,7 @@ impl Connection {
         if shutdown(self.descriptor(), Shutdown::Write).is_err() {
             return;
         }
-        self.set_idle(Some(after(SPARED)));
+        self.become_lingering();
         self.registry.offer_capacity();
         let mut discarded = [0; 4096];
         while Instant::now() < deadline && self.read(&mut discarded, deadline).is_ok_and(|count| count > 0) {}
