@@ -105,7 +105,7 @@ impl Process {
                 // What was cut is reported to the other process.
                 self.server.keep_connections();
                 if self.server.moved() > 0 {
-                    log::info!("moved {} connections", self.server.moved());
+                    log::info!("drained, moved={}", self.server.moved());
                 }
                 if let Some(pid) = successor.as_ref().map(Successor::pid).filter(|_| is_probation) {
                     log::info!("every connection is finished; staying in case successor {pid} dies");
@@ -165,7 +165,7 @@ impl Process {
         self.server.set_socket_mode(self.config.options.socket_mode);
         let lost = match self.server.moved() {
             0 => String::new(),
-            count => format!("; {count} connections that had been moved to it have ended with it"),
+            count => format!("; what had been moved to it has ended with it, moved={count}"),
         };
         log::error!("successor {pid} {end}; accepting connections again{lost}");
         phase
@@ -174,7 +174,7 @@ impl Process {
     fn cut(&mut self, reason: &str) {
         let connections = self.server.to_string();
         let cut = self.server.cut();
-        log::warn!("{reason}: cutting {cut} requests in flight, {connections}");
+        log::warn!("{reason}: cutting what is in flight, {connections} lost={cut}");
         self.cut += cut;
     }
 }

@@ -73,7 +73,7 @@ impl Drop for Arrivals {
     fn drop(&mut self) {
         let count = *self.count.get_mut();
         if count > 0 {
-            log::info!("{count} connections have been moved here");
+            log::info!("received connections, moved={count}");
         }
         if self.are_expected {
             self.entrance.registry.expects_arrivals.store(false, Ordering::SeqCst);
@@ -183,7 +183,7 @@ impl Acceptor {
             self.entrance.capacity.as_ref().filter(|capacity| capacity.connections < asked)
         {
             let most = capacity.connections;
-            log::warn!("at most {most} connections at a time instead of {asked}: {capacity}");
+            log::warn!("max-connections={most} instead of {asked}: {capacity}");
         }
     }
 

@@ -186,7 +186,7 @@ impl Server {
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "open connections: {}, requests in flight: {}", self.open(), self.in_flight())
+        write!(f, "connections={} in-flight={}", self.open(), self.in_flight())
     }
 }
 

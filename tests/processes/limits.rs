@@ -84,7 +84,7 @@ fn a_connection_with_only_empty_lines_is_idle() {
     assert!(evicted.rest().unwrap().is_empty());
     let mut closed = begin();
     server.signal(Signal::SIGTERM);
-    server.expect("stopping, open connections: 1, requests in flight: 0");
+    server.expect("stopping, connections=1 in-flight=0");
     assert!(closed.rest().unwrap().is_empty());
     assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
 }

@@ -42,8 +42,8 @@ fn start_limited(limits: &str) -> Server {
 
 /// The number of connections that the log says a limit allows.
 fn capacity(server: &Server, limit: &str) -> usize {
-    let line = server.expect(&format!("connections at a time instead of 1024: {limit}"));
-    number_after(&line, "at most ") as usize
+    let line = server.expect(&format!(" instead of 1024: {limit}"));
+    number_after(&line, "max-connections=") as usize
 }
 
 fn threads(pid: u32) -> usize {
