@@ -46,6 +46,25 @@
 //! Until a stop, some process always has the listening sockets open, so no client is refused; and if a
 //! process dies in the middle of a handover, exactly one of the others serves.
 //!
+//! # Logging
+//!
+//! The library logs through [`log`], under targets that begin with `handover`. Without a logger nothing is
+//! written anywhere, and the reason of a failed handover is lost, but for the answer of [`ask`]. One line installs
+//! one: `env_logger::init();`, or for a program that uses tracing `tracing_log::LogTracer::init()?;`, which
+//! `tracing_subscriber::fmt().init()` includes. Both write to standard error or standard output, and wait for its
+//! reader, with every request that logs; [`NonBlockingStderr`] does not.
+//!
+//! | level | what is logged |
+//! |---|---|
+//! | error | An operator has to act: a handover has failed, a successor has died, a handler has panicked. |
+//! | warn | Something is refused, lost or less than what the options ask for, such as requests that are cut. |
+//! | info | The life of a process: a few lines for each handover, and none while nothing changes. |
+//! | info, as `handover::access` | Each response; its fields are described in handover(1). `handover::access=off` silences it. |
+//! | debug | Each connection, each request, and what becomes of them. |
+//!
+//! Figures in a line have the names that they have in the answer to `status`, such as `in-flight=1`. What clients
+//! have sent is in no line but as printable ASCII.
+//!
 //! # How to read the code
 //!
 //! Start with `process.rs`: a table of what each event means in each phase, and one function for each phase.
@@ -93,6 +112,8 @@ mod serve;
 #[cfg(target_os = "linux")]
 mod server;
 #[cfg(target_os = "linux")]
+mod stderr;
+#[cfg(target_os = "linux")]
 mod unix_file;
 
 pub use tiny_http::{HTTPVersion, Header, HeaderField, Method, Response, ResponseBox, StatusCode};
@@ -106,4 +127,5 @@ pub use crate::{
     outcome::Outcome,
     serve::{report_failure, serve},
     server::address::Address,
+    stderr::NonBlockingStderr,
 };

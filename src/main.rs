@@ -52,7 +52,7 @@ fn serve(command_line: CommandLine, settings: Settings) -> ExitCode {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             // Nobody may be reading standard error any more, which is no reason to stay.
-            log.write(logging::last_line(error));
+            let _ = log.writer().write_all(logging::last_line(error).as_bytes());
             ExitCode::FAILURE
         }
     }

@@ -1,45 +1,29 @@
 //! Log lines on standard error: time, PID, level, text. The PID is in every line, because two processes
 //! share the terminal during a handover. For the journal of systemd, which has a time of its own, a priority
 //! takes its place; sd-daemon(3).
-//!
-//! Standard error may be closed, or its reader may have stopped. Only a thread of its own writes to it, so
-//! that no other thread ever waits for that; lines that it cannot keep up with are lost, and counted.
 
 use std::env;
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write};
 use std::panic;
 use std::process;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TrySendError};
-use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use env_logger::{Builder, Target};
+use handover::NonBlockingStderr;
 use log::{Level, LevelFilter};
-use nix::sys::stat::fstat;
 
 use super::settings::Settings;
 
-/// How many lines may wait to be written.
-const WAITING_LINES: usize = 1024;
-/// How long the end of the process waits for the last lines to be written.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// The environment variable that decides what is logged, if it is set.
 const VARIABLE: &str = "RUST_LOG";
 /// The log target of the library's access log.
 const ACCESS_LOG: &str = "handover::access";
 
-/// How many lines were lost since the last one that was written.
-static LOST: AtomicUsize = AtomicUsize::new(0);
-
 /// Starts logging. The log is complete once the result has been dropped.
-pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
-    let (queue, queued) = mpsc::sync_channel(WAITING_LINES);
-    let (end, ended) = mpsc::channel();
-    thread::Builder::new().name("log".to_owned()).spawn(move || write(&queued, &end))?;
-
-    let (pid, is_journal) = (process::id(), is_journal());
+pub(crate) fn init(settings: &Settings) -> io::Result<NonBlockingStderr> {
+    let stderr = NonBlockingStderr::start()?;
+    let (pid, is_journal) = (process::id(), NonBlockingStderr::is_journal());
     let mut builder = Builder::new();
     let directives = directives();
     if let Some(directives) = &directives {
@@ -57,14 +41,14 @@ pub(crate) fn init(settings: &Settings) -> io::Result<Flush> {
             }
             writeln!(line, "{pid} {level:<5} {}", Escaped(record.args()))
         })
-        .target(Target::Pipe(Box::new(Lines(queue.clone()))))
+        .target(Target::Pipe(Box::new(stderr.writer())))
         .init();
     set_level(settings);
     if let Some(text) = env::var_os(VARIABLE).filter(|text| directives.is_none() && !text.is_empty()) {
         log::warn!("{VARIABLE} is not understood, so --log-level decides: {}", text.display());
     }
     panic::set_hook(Box::new(|panic| log::error!("{panic}")));
-    Ok(Flush { queue, ended })
+    Ok(stderr)
 }
 
 /// Applies the log level of the settings, unless the environment decides.
@@ -94,14 +78,8 @@ fn is_directive(text: &str) -> bool {
 
 /// The line that says why the command fails, as it is printed.
 pub(crate) fn last_line(error: impl Display) -> String {
-    let priority = if is_journal() { priority(Level::Error) } else { "" };
+    let priority = if NonBlockingStderr::is_journal() { priority(Level::Error) } else { "" };
     format!("{priority}handover: {error}\n")
-}
-
-/// Whether standard error leads to the journal; systemd.exec(5).
-fn is_journal() -> bool {
-    let journal = env::var("JOURNAL_STREAM");
-    fstat(io::stderr()).is_ok_and(|stat| journal == Ok(format!("{}:{}", stat.st_dev, stat.st_ino)))
 }
 
 fn priority(level: Level) -> &'static str {
@@ -128,60 +106,6 @@ impl<T: Display> Display for Escaped<T> {
             _ => f.write_char(character),
         })
     }
-}
-
-/// A line to write, or the end of the log.
-type Queue = SyncSender<Option<Vec<u8>>>;
-
-struct Lines(Queue);
-
-impl Write for Lines {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if let Err(TrySendError::Full(_)) = self.0.try_send(Some(line.to_vec())) {
-            LOST.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Waits, when dropped, until the lines so far have been written.
-pub(crate) struct Flush {
-    queue: Queue,
-    ended: Receiver<()>,
-}
-
-impl Flush {
-    /// Writes a line as it is, behind those that have been logged.
-    pub(crate) fn write(&self, line: String) {
-        let _ = self.queue.try_send(Some(line.into_bytes()));
-    }
-}
-
-impl Drop for Flush {
-    fn drop(&mut self) {
-        // A full queue is one that is not being emptied.
-        if self.queue.try_send(None).is_ok() {
-            let _ = self.ended.recv_timeout(FLUSH_TIMEOUT);
-        }
-    }
-}
-
-/// Writes to standard error, as long as it takes. Errors are ignored: there is nowhere to report them.
-fn write(queued: &Receiver<Option<Vec<u8>>>, end: &Sender<()>) {
-    while let Ok(Some(mut line)) = queued.recv() {
-        let lost = LOST.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let priority = if is_journal() { priority(Level::Warn) } else { "" };
-            line.extend(format!("{priority}{} {lost} log lines were lost here\n", process::id()).bytes());
-        }
-        // In one piece, because another process may write there, too.
-        let _ = io::stderr().write_all(&line);
-    }
-    let _ = end.send(());
 }
 
 #[cfg(test)]

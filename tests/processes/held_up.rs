@@ -1,13 +1,15 @@
 //! Files, sockets, pipes, clients and children that do not respond: none of them keeps a process from ending, or a
 //! handover from being decided.
 
+use std::env;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use handover::NonBlockingStderr;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -202,6 +204,46 @@ fn a_full_standard_error_blocks_nothing() {
     signal_process(successor, Signal::SIGTERM);
     expect_dead(successor);
     assert!(!pid_file.exists() && !control.exists());
+}
+
+/// How many lines the embedding program logs, which is more than a pipe and the queue hold.
+const LINES: u32 = 100_000;
+
+/// No test, but the embedding program that the next one starts.
+#[test]
+#[ignore = "another test starts it"]
+fn a_program_that_logs_more_than_is_read() {
+    let stderr = NonBlockingStderr::start().unwrap();
+    let mut log = stderr.writer();
+    for _ in 0..LINES {
+        log.write_all(b"a line\n").unwrap();
+    }
+    println!("\nall is logged");
+    io::read_to_string(io::stdin()).unwrap();
+    log.write_all(b"the last line\n").unwrap();
+}
+
+#[test]
+fn an_embedding_program_waits_for_no_reader_of_its_log_and_each_line_is_written_or_counted() {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "--nocapture", "held_up::a_program_that_logs_more_than_is_read"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut program = Started(command.spawn().unwrap());
+    let mut output = BufReader::new(program.0.stdout.take().unwrap()).lines();
+    assert!(output.any(|line| line.unwrap() == "all is logged"));
+    // Only now its log is read.
+    let mut log = BufReader::new(program.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let (mut written, mut lost) = (0, 0);
+    while written + lost < LINES {
+        match log.next().unwrap() {
+            line if line == "a line" => written += 1,
+            line => lost += number_after(&line, &format!("{} log lines lost here: ", program.0.id())),
+        }
+    }
+    assert!(written > 0 && lost > 0, "{written} lines are written, {lost} are lost");
+    drop(program.0.stdin.take());
+    assert_eq!(log.collect::<Vec<_>>(), ["the last line"]);
+    assert_eq!(program.status(), Some(0));
 }
 
 #[test]
