@@ -29,6 +29,7 @@ mod sockets;
 mod stay;
 mod strace;
 mod supervised;
+mod supervisors;
 mod surroundings;
 mod systemd;
 mod takeover;
