@@ -49,6 +49,25 @@ impl Directory {
     pub fn path(&self) -> &Path {
         &self.0
     }
+
+    /// The processes that name it in their arguments, or work there.
+    pub fn processes(&self) -> Vec<u32> {
+        let path = self.0.to_str().unwrap();
+        let processes = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+            let arguments = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            let works_there = fs::read_link(entry.path().join("cwd")).is_ok_and(|at| at.starts_with(path));
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            (arguments.contains(path) || works_there).then_some(pid)
+        });
+        processes.collect()
+    }
+
+    /// Ends them, whatever they start meanwhile.
+    pub fn end_processes(&self) {
+        while let Some(pid) = self.processes().first() {
+            let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
+        }
+    }
 }
 
 impl Drop for Directory {

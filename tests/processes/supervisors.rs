@@ -4,9 +4,7 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
 
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use crate::client;
 use crate::load::{Kind, Load};
@@ -98,7 +96,11 @@ impl Supervisor {
                 let children = format!("/proc/{0}/task/{0}/children", self.process.id());
                 fs::read_to_string(children).unwrap()
             }
-            Supervises::S6 => String::from_utf8(self.run("s6-svstat", &["-o", "pid"]).stdout).unwrap(),
+            Supervises::S6 => {
+                // Until it knows that, it may not say which process it has started.
+                self.run("s6-svwait", &["-U", "-t", "20000"]);
+                String::from_utf8(self.run("s6-svstat", &["-o", "pid"]).stdout).unwrap()
+            }
         };
         text.trim().parse().unwrap_or_else(|_| panic!("{text}\n{}", self.log()))
     }
@@ -151,28 +153,13 @@ impl Supervisor {
     fn serving(&self) -> u32 {
         number_after(&client::get(self.address(), "/hello").unwrap().text(), "from ")
     }
-
-    /// The processes that it consists of, but for the supervisor itself: they name the directory or work there.
-    fn processes(&self) -> Vec<u32> {
-        let path = self.directory.path().to_str().unwrap();
-        let processes = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
-            let arguments = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-            let works_there =
-                fs::read_link(entry.path().join("cwd")).is_ok_and(|directory| directory.starts_with(path));
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            (pid != self.process.id() && (arguments.contains(path) || works_there)).then_some(pid)
-        });
-        processes.collect()
-    }
 }
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        while let Some(pid) = self.processes().first() {
-            assert_ne!(kill(Pid::from_raw(*pid as i32), Signal::SIGKILL), Err(Errno::EPERM));
-        }
+        self.directory.end_processes();
     }
 }
 
@@ -213,6 +200,7 @@ fn is_started_again(supervisor: Supervisor) {
             // Until then it would take back.
             supervisor.expect_in_log(&format!("process {watched} stays"), 1);
         }
+        supervisor.expect_in_log("is ready", ready + handovers);
         signal_process(supervisor.serving(), Signal::SIGKILL);
         supervisor.expect_in_log("is ready", ready + handovers + 1);
         assert_ne!(supervisor.watched(), watched);
@@ -256,11 +244,14 @@ fn s6_knows_that_it_is_ready_and_that_it_still_is_after_a_handover() {
     let Some(supervisor) = Supervisor::s6(&gate.wait()) else { return };
     let status = || String::from_utf8(supervisor.run("s6-svstat", &["-o", "up,ready"]).stdout).unwrap();
     let opened = gate.expect_waiting();
-    assert_eq!(status(), "true false\n");
+    wait_until(|| status() == "true false\n", status);
     drop(opened);
-    supervisor.run("s6-svwait", &["-U", "-t", "20000"]);
-    assert_eq!(supervisor.serving(), supervisor.watched());
+    // This waits until it is ready.
+    let watched = supervisor.watched();
+    supervisor.expect_in_log("is ready", 1);
+    assert_eq!(supervisor.serving(), watched);
     supervisor.hand_over();
     assert_eq!(status(), "true true\n");
     assert_ne!(supervisor.serving(), supervisor.watched());
+    assert_eq!(watched, supervisor.watched());
 }
