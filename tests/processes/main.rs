@@ -23,6 +23,7 @@ mod overlap;
 mod partner;
 mod places;
 mod program;
+mod programs;
 mod resources;
 mod server;
 mod sigpipe;

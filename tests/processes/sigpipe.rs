@@ -1,58 +1,25 @@
 //! A peer that has gone kills nobody, even in a program in which SIGPIPE has its default disposition.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
-use std::{env, fs, io, process};
+use std::process::{self, Command, ExitCode};
 
 use handover::{Options, Request, Response, ResponseBox, serve};
 use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::unistd::getppid;
 
 use crate::client;
+use crate::programs::{start, start_by};
 use crate::server::{BINARY, Directory, Server, exited, freeze, thaw, wait_for_end};
 use crate::supervised::is_installed;
 
-/// What a process finds in its environment that no predecessor has started: the number of the process that has.
-const PARENT: &str = "HANDOVER_TEST_PARENT";
-/// The control socket.
-const CONTROL: &str = "HANDOVER_TEST_CONTROL";
-/// The descriptor for the readiness, if there is one.
-const READY_FD: &str = "HANDOVER_TEST_READY_FD";
-
-struct StandardError;
-
-impl log::Log for StandardError {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        let line = format!("{} {}  {}\n", process::id(), record.level(), record.args());
-        let _ = io::stderr().write_all(line.as_bytes());
-    }
-
-    fn flush(&self) {}
-}
-
-/// No test, but the embedding program that the tests start.
-#[test]
-#[ignore = "other tests start it"]
-fn embedding_program() {
+/// The embedding program.
+pub fn run(options: Options) -> ExitCode {
     // SAFETY: it installs no handler.
     #[allow(unsafe_code)]
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.unwrap();
-    log::set_logger(&StandardError).unwrap();
-    log::set_max_level(log::LevelFilter::Info);
-    let options = Options {
-        listen: vec!["127.0.0.1:0".to_owned()],
-        graceful: env::var(PARENT).unwrap() != getppid().to_string(),
-        control: env::var_os(CONTROL).map(Into::into),
-        ready_fd: env::var(READY_FD).ok().map(|number| number.parse().unwrap()),
-        ..Options::default()
-    };
-    serve(options, answer).unwrap();
+    serve(options, answer).unwrap().into()
 }
 
 fn answer(request: &mut Request) -> ResponseBox {
@@ -60,25 +27,6 @@ fn answer(request: &mut Request) -> ResponseBox {
     request.as_reader().read_to_string(&mut body).unwrap();
     let hello = format!("Hello from {}!", process::id());
     Response::from_string(if body.is_empty() { hello } else { body }).boxed()
-}
-
-/// Starts the program, by way of a shell that does something before.
-fn start(script: &str) -> Server {
-    let directory = Directory::new();
-    let mut command = Command::new("sh");
-    command.args(["-c", &format!("{script} exec \"$@\""), "sh"]).arg(env::current_exe().unwrap());
-    command.args([
-        "--ignored",
-        "--exact",
-        "sigpipe::embedding_program",
-        "--nocapture",
-        "--test-threads",
-        "1",
-    ]);
-    // The argument of a successor, as a value for which the harness of the tests has no use.
-    command.args(["--skip", "--graceful"]);
-    command.env(PARENT, process::id().to_string()).env(CONTROL, directory.join("control"));
-    Server::start_command(command, directory)
 }
 
 /// Sends a request while the serving process is stopped, and leaves before it can be read.
@@ -92,7 +40,7 @@ fn ask_and_leave(server: &Server, request: &str) {
 
 #[test]
 fn a_client_of_the_control_socket_that_has_gone_kills_no_embedding_program() {
-    let server = start("");
+    let server = start("sigpipe", "");
     let old = server.first();
     for request in ["status\n", "nonsense\n", "reload\n"] {
         ask_and_leave(&server, request);
@@ -114,8 +62,9 @@ fn a_client_of_the_control_socket_that_has_gone_kills_no_embedding_program() {
 
 #[test]
 fn a_supervisor_that_has_closed_the_descriptor_for_readiness_kills_no_embedding_program() {
-    let fifo = format!("\"${CONTROL}.fifo\"");
-    let server = start(&format!("mkfifo {fifo}; exec 8<>{fifo} 7>{fifo} 8<&-; export {READY_FD}=7;"));
+    let fifo = "\"$directory/fifo\"";
+    let script = format!("mkfifo {fifo}; exec 8<>{fifo} 7>{fifo} 8<&-;");
+    let server = start_by(&script, "sigpipe", "ready-fd=7");
     assert_eq!(server.hello(), server.first());
     assert_eq!(server.stop(), exited(server.first(), 0));
 }

@@ -1,0 +1,28 @@
+//! The smallest server that can be replaced while it runs: `cargo run --example hello`, and then
+//! `kill -USR2` and `kill -INT` with its process ID, which it answers.
+
+use std::process::{self, ExitCode};
+
+use handover::{Options, Request, Response, ResponseBox, serve};
+
+fn main() -> ExitCode {
+    // A successor is started with the same arguments and this one.
+    let graceful = std::env::args().any(|argument| argument == "--graceful");
+    run(Options { graceful, ..Options::default() })
+}
+
+/// Serves until the process has been stopped or has handed over.
+pub fn run(options: Options) -> ExitCode {
+    match serve(options, hello) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs on the thread of the request's connection, and may block it.
+fn hello(_: &mut Request) -> ResponseBox {
+    Response::from_string(format!("Hello from {}!", process::id())).boxed()
+}

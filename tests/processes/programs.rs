@@ -1,0 +1,141 @@
+//! Programs that embed the library: the examples, and those that only a test needs.
+//!
+//! The test binary itself is each of them, so that they are built whenever the tests are: the environment names
+//! the program, and its options. A new one is a function in [`PROGRAMS`].
+
+use std::io::{self, Write};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{self, Command, ExitCode};
+use std::time::Duration;
+use std::{env, fs};
+
+use handover::Options;
+use nix::unistd::getppid;
+
+use crate::client::Client;
+use crate::load::{Kind, Load};
+use crate::server::{Directory, Server, exited, install_script, wait_for_end};
+
+#[path = "../../examples/hello.rs"]
+#[allow(dead_code)]
+mod hello;
+
+type Run = fn(Options) -> ExitCode;
+
+const PROGRAMS: &[(&str, Run)] = &[("hello", hello::run), ("sigpipe", crate::sigpipe::run)];
+
+/// The variable that names the program.
+const PROGRAM: &str = "HANDOVER_TEST_PROGRAM";
+/// The variable with its options; see [`options`].
+const OPTIONS: &str = "HANDOVER_TEST_OPTIONS";
+/// The variable with the number of a process that is no predecessor.
+const PARENT: &str = "HANDOVER_TEST_PARENT";
+
+/// No test, but the programs.
+#[test]
+#[ignore = "other tests start it"]
+fn embedding_program() -> ExitCode {
+    log::set_logger(&StandardError).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
+    let name = env::var(PROGRAM).expect(PROGRAM);
+    let (_, run) = PROGRAMS.iter().find(|(known, _)| *known == name).expect("a known program");
+    run(options(&env::var(OPTIONS).unwrap_or_default()))
+}
+
+/// Options from words such as `stay` and `control=/path`.
+fn options(words: &str) -> Options {
+    let mut options = Options {
+        listen: vec!["127.0.0.1:0".to_owned()],
+        graceful: env::var(PARENT).unwrap() != getppid().to_string(),
+        ..Options::default()
+    };
+    for word in words.split_whitespace() {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        let milliseconds = || Duration::from_millis(value.parse().unwrap());
+        match name {
+            "control" => options.control = Some(value.into()),
+            "drain-timeout" => options.drain_timeout = milliseconds(),
+            "no-move" => options.move_connections = false,
+            "overlap" => options.overlap = true,
+            "probation" => options.probation = milliseconds(),
+            "ready-fd" => options.ready_fd = Some(value.parse().unwrap()),
+            "ready-timeout" => options.ready_timeout = milliseconds(),
+            "stay" => options.stay = true,
+            _ => panic!("no option is called {name:?}"),
+        }
+    }
+    options
+}
+
+/// Logs as the command does, without the time and the responses.
+struct StandardError;
+
+impl log::Log for StandardError {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target() != "handover::access"
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let line = format!("{} {}  {}\n", process::id(), record.level(), record.args());
+            let _ = io::stderr().write_all(line.as_bytes());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Starts a program with a control socket and these options, and waits until it is ready.
+pub fn start(program: &str, options: &str) -> Server {
+    start_by("", program, options)
+}
+
+/// The same by way of a shell that runs a script before. `$directory` is that of the server.
+pub fn start_by(script: &str, program: &str, options: &str) -> Server {
+    let directory = Directory::new();
+    install_program(&directory.join("program"));
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{script} exec \"$@\""), "sh"]).arg(directory.join("program"));
+    command.args(["--ignored", "--exact", "programs::embedding_program", "--nocapture"]);
+    // The argument of a successor, as a value for which the harness of the tests has no use.
+    command.args(["--skip", "--graceful"]);
+    let control = directory.join("control");
+    command.env(OPTIONS, format!("control={} {options}", control.display()));
+    command.env(PROGRAM, program).env(PARENT, process::id().to_string());
+    command.env("directory", directory.path());
+    Server::start_command(command, directory)
+}
+
+/// Puts the programs in the place of whatever program is there, in one step.
+pub fn install_program(path: &Path) {
+    let link = path.with_extension("new");
+    symlink(env::current_exe().unwrap(), &link).unwrap();
+    fs::rename(link, path).unwrap();
+}
+
+#[test]
+fn the_smallest_program_is_replaced_under_load_and_nothing_is_lost() {
+    let server = start("hello", "");
+    let load = Load::start(server.address, &[Kind::Close, Kind::KeepAlive, Kind::Naive], 4);
+    let mut client = Client::connect(server.address).unwrap();
+    for _ in 0..5 {
+        let old = server.serving();
+        assert_eq!(client.get("/").unwrap().text(), format!("Hello from {old}!"));
+        let new = server.hand_over();
+        assert_eq!(wait_for_end(old), exited(old, 0));
+        // On the same connection.
+        assert_eq!(client.get("/").unwrap().text(), format!("Hello from {new}!"));
+    }
+    // One that fails changes nothing.
+    install_script(&server.program(), "exit 1");
+    let old = server.serving();
+    let answer = handover::ask(&server.directory.join("control"), "restart").unwrap();
+    assert!(answer.ends_with("exited with status 1 before it was ready"), "{answer}");
+    install_program(&server.program());
+    assert_eq!(server.hello(), old);
+    let last = server.hand_over();
+    assert_eq!(wait_for_end(old), exited(old, 0));
+    load.stop();
+    assert_eq!(server.stop(), exited(last, 0));
+}
