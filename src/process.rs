@@ -36,7 +36,7 @@ use crate::operations::status::{Doing, Identity};
 use crate::operations::systemd;
 use crate::operations::waiting::Waiting;
 use crate::outcome::Outcome;
-use crate::server::Server;
+use crate::server::Connections;
 
 /// A phase, with what only that phase needs.
 enum Phase {
@@ -61,7 +61,7 @@ pub(crate) struct Process {
     pub(crate) config: Configuration,
     pub(crate) program: Program,
     pub(crate) identity: Identity,
-    pub(crate) server: Server,
+    pub(crate) connections: Connections,
     pub(crate) places: Places,
     pub(crate) predecessor: Option<Predecessor>,
     /// The clients that wait for its end.
@@ -91,7 +91,7 @@ impl Process {
                 Phase::End => break,
             }
         }
-        self.server.keep_connections();
+        self.connections.keep_connections();
         log::info!("process {} ends", process::id());
         Outcome { cut: self.cut, last: self.keeper.last() }
     }
@@ -139,10 +139,10 @@ impl Process {
 
     fn hand(&self) -> io::Result<Handed<'_>> {
         let (ours, moving) = moving::pair()?;
-        let listeners = self.server.listeners().iter();
+        let listeners = self.connections.listeners().iter();
         Ok(Handed {
             sockets: listeners.map(|listener| (listener.as_fd(), listener.file())).collect(),
-            mover: Mover::start(ours, self.server.arrivals(false))?,
+            mover: Mover::start(ours, self.connections.arrivals(false))?,
             moving,
             above: self.predecessor.as_ref().map(Predecessor::link),
         })
@@ -181,7 +181,7 @@ impl Process {
     }
 
     fn ancestry_of_successor(&self) -> Ancestry {
-        Ancestry { generation: self.identity.generation + 1, counts: self.server.counts() }
+        Ancestry { generation: self.identity.generation + 1, counts: self.connections.counts() }
     }
 
     /// Everything is as it was before the successor, which may have left a child to wait for.
@@ -189,7 +189,7 @@ impl Process {
         self.keeper.retire(child);
         self.keeper.reap();
         self.keeper.forget();
-        self.server.accept();
+        self.connections.accept();
         self.places.restore();
         systemd::ready();
         Phase::Serve
@@ -211,14 +211,14 @@ impl Process {
             match self.events.next(deadline, [successor, predecessor], self.waiting.clients()) {
                 Event::Asked(by, Action::Status) => {
                     let (open, in_flight, counts) =
-                        (self.server.open(), self.server.in_flight(), self.server.counts());
+                        (self.connections.open(), self.connections.in_flight(), self.connections.counts());
                     by.answer(Ok(self.identity.status(doing, open, in_flight, predecessors, counts)));
                 }
                 Event::Asked(Requester::Waiting(client), _) => self.waiting.add(client),
                 Event::Left => self.waiting.forget_those_that_have_left(),
                 Event::Reloaded(reading) => {
                     self.config.apply(reading);
-                    self.server.report_capacity();
+                    self.connections.report_capacity();
                     if doing.serves() {
                         systemd::ready();
                     }

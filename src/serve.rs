@@ -29,7 +29,7 @@ use crate::operations::waiting::Waiting;
 use crate::options::Options;
 use crate::outcome::Outcome;
 use crate::process::Process;
-use crate::server::Server;
+use crate::server::Connections;
 use crate::server::listener::{self, Listener, NewFiles, Origin, Sorted};
 
 /// Serves HTTP until the process has been stopped or has handed over, and its connections are finished.
@@ -201,7 +201,7 @@ fn prepare(
     let (serving, current, poster) = (Arc::clone(&handler), Arc::clone(&limits), events.poster());
     let serve = move |connection: &_| http::serve(connection, &*serving, &current);
     let on_empty = move || poster.post(Event::Drained);
-    let server = Server::new(listeners, Arc::clone(&limits), options.stack_size, serve, on_empty)
+    let connections = Connections::new(listeners, Arc::clone(&limits), options.stack_size, serve, on_empty)
         .map_err(|error| Error::new("start the accept thread", error))?;
     let poster = events.poster();
     let ask = move |requester, action| poster.post(Event::Asked(requester, action));
@@ -218,7 +218,7 @@ fn prepare(
         config,
         program,
         identity,
-        server,
+        connections,
         places,
         predecessor: None,
         waiting: Waiting::default(),
@@ -251,21 +251,21 @@ fn go(
         let mode = if process.config.options.overlap { Mode::Overlap } else { Mode::Alone };
         let ancestry = predecessor.wait_for_go(mode, unwanted.iter().map(|&(index, _)| index));
         let ancestry = ancestry.map_err(|reason| Error::new("succeed the predecessor", reason))?;
-        process.server.set_socket_mode(process.config.options.socket_mode);
+        process.connections.set_socket_mode(process.config.options.socket_mode);
         if ancestry.is_none() {
             // Nobody else is there any more to do it.
             unwanted.iter().for_each(|(_, listener)| listener.remove_file());
         }
         let Ancestry { generation, counts } = ancestry.unwrap_or(Ancestry::UNKNOWN);
         process.identity.generation = generation;
-        process.server.count(counts);
+        process.connections.count(counts);
         // Without a thread for it, the predecessor keeps its connections.
-        let start = |socket| Mover::start(socket, process.server.arrivals(true)).ok();
+        let start = |socket| Mover::start(socket, process.connections.arrivals(true)).ok();
         let moving = predecessor.moving().filter(|_| process.config.options.move_connections);
         process.mover = moving.and_then(start);
         process.mover.iter().for_each(|mover| mover.is_known(counts));
     }
-    process.server.accept();
+    process.connections.accept();
     for (_, listener) in &unwanted {
         log::info!("no longer listening on {}", listener.address());
     }

@@ -30,8 +30,8 @@ impl Process {
             return self.close(by);
         }
         log::info!("{by}: the predecessor of this process goes on alone");
-        self.server.expect_no_arrivals();
-        self.server.close_listeners(|_, listener| *listener.origin() == Origin::New);
+        self.connections.expect_no_arrivals();
+        self.connections.close_listeners(|_, listener| *listener.origin() == Origin::New);
         by.answer(Ok("ok".to_owned()));
         Phase::Drain(None, self.mover.take())
     }
@@ -39,17 +39,17 @@ impl Process {
     /// No process follows.
     pub(super) fn close(&mut self, by: &Requester) -> Phase {
         systemd::stopping();
-        self.server.close();
-        log::info!("{by}: stopping, {}", self.server);
+        self.connections.close();
+        log::info!("{by}: stopping, {}", self.connections);
         by.answer(Ok("ok".to_owned()));
-        self.server.close_idle();
+        self.connections.close_idle();
         Phase::Finish(after(self.config.options.drain_timeout))
     }
 
     pub(super) fn finish(&mut self, deadline: Instant) -> Phase {
         let begin = Instant::now();
-        self.server.expect_no_arrivals();
-        while !self.server.is_empty() {
+        self.connections.expect_no_arrivals();
+        while !self.connections.is_empty() {
             match self.next(Doing::Stopping, Some(deadline), None) {
                 Event::Asked(by, Action::Stop) if begin.elapsed() < SAME_STOP => {
                     by.answer(Ok("ok".to_owned()))
@@ -87,25 +87,25 @@ impl Process {
     }
 
     pub(super) fn drain(&mut self, mut successor: Option<Successor>, mover: Option<Mover>) -> Phase {
-        self.server.drain(mover);
+        self.connections.drain(mover);
         match successor.as_ref().map(Successor::pid) {
-            Some(pid) => log::info!("handed over to successor {pid}; draining, {}", self.server),
-            None => log::info!("draining, {}", self.server),
+            Some(pid) => log::info!("handed over to successor {pid}; draining, {}", self.connections),
+            None => log::info!("draining, {}", self.connections),
         }
         let probation = after(self.config.options.probation);
         let mut drain = Some(after(self.config.options.drain_timeout));
         loop {
             let now = Instant::now();
             let is_probation = successor.is_some() && now < probation;
-            if drain.is_some_and(|deadline| self.server.is_empty() || now >= deadline) {
+            if drain.is_some_and(|deadline| self.connections.is_empty() || now >= deadline) {
                 drain = None;
-                if self.server.open() > 0 {
+                if self.connections.open() > 0 {
                     self.cut("the drain deadline has passed");
                 }
                 // What was cut is reported to the other process.
-                self.server.keep_connections();
-                if self.server.moved() > 0 {
-                    log::info!("drained, moved={}", self.server.moved());
+                self.connections.keep_connections();
+                if self.connections.moved() > 0 {
+                    log::info!("drained, moved={}", self.connections.moved());
                 }
                 if let Some(pid) = successor.as_ref().map(Successor::pid).filter(|_| is_probation) {
                     log::info!("every connection is finished; staying in case successor {pid} dies");
@@ -119,8 +119,8 @@ impl Process {
                 Event::Asked(by, Action::Stop) => {
                     self.keeper.pass_on(&by, Action::Stop, successor.as_ref().map(Successor::pid));
                     self.let_go(&mut successor);
-                    log::info!("{by}: closing idle connections, {}", self.server);
-                    self.server.close_idle();
+                    log::info!("{by}: closing idle connections, {}", self.connections);
+                    self.connections.close_idle();
                     by.answer(Ok("ok".to_owned()));
                     return Phase::Finish(deadline);
                 }
@@ -154,7 +154,7 @@ impl Process {
     /// many connections it has accepted at the sockets on which its successor does not listen.
     fn let_go(&mut self, successor: &mut Option<Successor>) -> usize {
         let Some(successor) = successor.take() else { return 0 };
-        let accepted = self.server.close_listeners(|index, _| successor.without().contains(&index));
+        let accepted = self.connections.close_listeners(|index, _| successor.without().contains(&index));
         self.keeper.retire(successor.retire());
         accepted
     }
@@ -162,8 +162,8 @@ impl Process {
     /// No process accepts connections; but the listening sockets are still here.
     fn take_back(&mut self, successor: Option<Successor>, pid: u32, end: End) -> Phase {
         let phase = self.serve_on(successor.and_then(Successor::retire));
-        self.server.set_socket_mode(self.config.options.socket_mode);
-        let lost = match self.server.moved() {
+        self.connections.set_socket_mode(self.config.options.socket_mode);
+        let lost = match self.connections.moved() {
             0 => String::new(),
             count => format!("; what had been moved to it has ended with it, moved={count}"),
         };
@@ -172,8 +172,8 @@ impl Process {
     }
 
     fn cut(&mut self, reason: &str) {
-        let connections = self.server.to_string();
-        let cut = self.server.cut();
+        let connections = self.connections.to_string();
+        let cut = self.connections.cut();
         log::warn!("{reason}: cutting what is in flight, {connections} lost={cut}");
         self.cut += cut;
     }

@@ -50,7 +50,7 @@ impl Process {
                 Some(News::Died(end)) => format!("successor {pid} {end}"),
             };
             let phase = self.serve_on(successor.retire());
-            self.server.set_socket_mode(self.config.options.socket_mode);
+            self.connections.set_socket_mode(self.config.options.socket_mode);
             match mode {
                 Mode::Alone => log::error!("handover failed: {reason} before it served"),
                 Mode::Overlap => log::warn!("successor {pid} is leaving; this process goes on alone"),
@@ -72,7 +72,7 @@ impl Process {
         if is_watched || successor_leaves {
             return self.close(by);
         }
-        self.server.close_listeners(|index, _| without.contains(&index));
+        self.connections.close_listeners(|index, _| without.contains(&index));
         log::info!("{by}: successor {pid} goes on alone");
         by.answer(Ok("ok".to_owned()));
         Phase::Drain(None, mover)

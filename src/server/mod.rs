@@ -1,5 +1,6 @@
-//! The server: accepts connections, and runs a function on each, on a thread of its own. A connection is in
-//! the registry before its thread starts, and leaves it when the thread is done with it, even by a panic.
+//! The connections of a server: it accepts them, and runs a function on each, on a thread of its own. A
+//! connection is in the registry before its thread starts, and leaves it when the thread is done with it, even
+//! by a panic.
 
 mod acceptor;
 pub(crate) mod address;
@@ -26,7 +27,7 @@ use crate::server::listener::Listener;
 use crate::server::registry::Registry;
 use crate::server::workers::Workers;
 
-pub(crate) struct Server {
+pub(crate) struct Connections {
     registry: Arc<Registry>,
     entrance: Arc<Entrance>,
     /// Has the listening sockets, and its thread; `None` once they are closed.
@@ -35,17 +36,17 @@ pub(crate) struct Server {
     close_idle: Option<PipeWriter>,
 }
 
-impl Server {
-    /// A server that does not accept yet. It will run `serve` on each connection, on a stack of this size, keep
-    /// at most [`max_connections`](Limits::max_connections) open, or as many as the system allows, and call
-    /// `on_empty` when, after [`drain`](Self::drain), none is open.
+impl Connections {
+    /// None is accepted yet. `serve` will be run on each, on a stack of this size, at most
+    /// [`max_connections`](Limits::max_connections) will be open, or as many as the system allows, and `on_empty`
+    /// is called when, after [`drain`](Self::drain), none is.
     pub(crate) fn new(
         listeners: Vec<Listener>,
         limits: Arc<Mutex<Limits>>,
         stack_size: usize,
         serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
         on_empty: impl Fn() + Send + Sync + 'static,
-    ) -> io::Result<Server> {
+    ) -> io::Result<Connections> {
         let (idle_closed, close_idle) = io::pipe()?;
         let registry = Arc::new(Registry::new(idle_closed, on_empty)?);
         let (workers, serve) = (Workers::new(stack_size), Box::new(serve));
@@ -60,7 +61,12 @@ impl Server {
         acceptor.report_capacity();
         let accept = Arc::clone(&acceptor);
         let thread = thread::Builder::new().name("accept".to_owned()).spawn(move || accept.run())?;
-        Ok(Server { registry, entrance, acceptor: Some((acceptor, thread)), close_idle: Some(close_idle) })
+        Ok(Connections {
+            registry,
+            entrance,
+            acceptor: Some((acceptor, thread)),
+            close_idle: Some(close_idle),
+        })
     }
 
     /// The listening sockets, until they are closed.
@@ -184,7 +190,7 @@ impl Server {
     }
 }
 
-impl fmt::Display for Server {
+impl fmt::Display for Connections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "connections={} in-flight={}", self.open(), self.in_flight())
     }
@@ -214,23 +220,25 @@ mod tests {
         let address = listeners[0].address().to_string();
         let (empty, emptied) = mpsc::channel();
         let on_empty = move || empty.send(()).unwrap();
-        let mut server = Server::new(listeners, Arc::default(), 1 << 20, serve, on_empty).unwrap();
+        let mut connections = Connections::new(listeners, Arc::default(), 1 << 20, serve, on_empty).unwrap();
 
         let mut clients: Vec<TcpStream> = Vec::new();
-        for (count, step) in [Server::accept, Server::accept, Server::close].into_iter().enumerate() {
+        for (count, step) in
+            [Connections::accept, Connections::accept, Connections::close].into_iter().enumerate()
+        {
             clients.push(TcpStream::connect(&address).unwrap());
-            assert_eq!(server.open(), count);
-            step(&mut server);
+            assert_eq!(connections.open(), count);
+            step(&mut connections);
             clients[count].read_exact(&mut [0]).unwrap();
-            server.drain(None);
+            connections.drain(None);
         }
-        assert_eq!((server.open(), server.listeners().len()), (3, 0));
+        assert_eq!((connections.open(), connections.listeners().len()), (3, 0));
         assert!(TcpStream::connect(&address).is_err());
         // One connection ends as it should, and the others in a panic.
         clients[0].write_all(b"!").unwrap();
         drop(clients);
         emptied.recv().unwrap();
-        assert_eq!((server.open(), server.in_flight()), (0, 0));
+        assert_eq!((connections.open(), connections.in_flight()), (0, 0));
     }
 
     #[test]
@@ -243,11 +251,11 @@ mod tests {
         };
         let listeners = Listener::bind_all(&["127.0.0.1:0".to_owned()], 0).unwrap();
         let address = listeners[0].address().to_string();
-        let mut server = Server::new(listeners, Arc::default(), 1 << 20, serve, || ()).unwrap();
-        server.accept();
+        let mut connections = Connections::new(listeners, Arc::default(), 1 << 20, serve, || ()).unwrap();
+        connections.accept();
         for is_evicted in [true, false] {
             let client = TcpStream::connect(&address).unwrap();
-            let evict = || server.registry.open().values().any(|connection| connection.evict());
+            let evict = || connections.registry.open().values().any(|connection| connection.evict());
             while is_evicted && !evict() {
                 thread::sleep(Duration::from_millis(1));
             }

@@ -16,10 +16,10 @@ use crate::lock::lock;
 use crate::server::connection::{Activity, Connection};
 
 /// By the numbers of their descriptors, which stay taken for at least as long as they are in here.
-type Connections = HashMap<RawFd, Arc<Connection>>;
+type Open = HashMap<RawFd, Arc<Connection>>;
 
 pub(crate) struct Registry {
-    open: Mutex<Connections>,
+    open: Mutex<Open>,
     /// A process that is about to end may move its connections here, so that a drain is not complete.
     pub(super) expects_arrivals: AtomicBool,
     on_empty: Box<dyn Fn() + Send + Sync>,
@@ -138,7 +138,7 @@ impl Registry {
     }
 
     /// The open connections, locked.
-    pub(super) fn open(&self) -> MutexGuard<'_, Connections> {
+    pub(super) fn open(&self) -> MutexGuard<'_, Open> {
         lock(&self.open)
     }
 

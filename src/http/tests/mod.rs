@@ -12,7 +12,7 @@ use tiny_http::{Response, ResponseBox};
 
 use super::Request;
 use crate::options::Limits;
-use crate::server::Server;
+use crate::server::Connections;
 use crate::server::address::Address;
 use crate::server::listener::Listener;
 
@@ -32,15 +32,15 @@ fn post(path: &str, message: &str) -> String {
 fn serve(
     limits: Limits,
     handler: impl Fn(&mut Request) -> ResponseBox + Send + Sync + 'static,
-) -> (Server, SocketAddr) {
+) -> (Connections, SocketAddr) {
     let listeners = Listener::bind_all(&["127.0.0.1:0".to_owned()], 0).unwrap();
     let Address::Network(address) = *listeners[0].address() else { panic!("{}", listeners[0].address()) };
     let limits = Arc::new(Mutex::new(limits));
     let shared = Arc::clone(&limits);
     let serve = move |connection: &_| super::serve(connection, &handler, &shared);
-    let mut server = Server::new(listeners, limits, 1 << 20, serve, || ()).unwrap();
-    server.accept();
-    (server, address)
+    let mut connections = Connections::new(listeners, limits, 1 << 20, serve, || ()).unwrap();
+    connections.accept();
+    (connections, address)
 }
 
 /// Sends the input on a new connection.
