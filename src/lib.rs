@@ -86,13 +86,15 @@
 compile_error!("handover runs on Linux only: nothing else has abstract sockets, eventfd(2) and /proc/self");
 
 #[cfg(target_os = "linux")]
-mod counts;
+mod counters;
 #[cfg(target_os = "linux")]
 mod deadline;
 #[cfg(target_os = "linux")]
 mod error;
 #[cfg(target_os = "linux")]
 mod events;
+#[cfg(target_os = "linux")]
+mod handle;
 #[cfg(target_os = "linux")]
 mod handover;
 #[cfg(target_os = "linux")]
@@ -112,20 +114,27 @@ mod serve;
 #[cfg(target_os = "linux")]
 mod server;
 #[cfg(target_os = "linux")]
+mod status;
+#[cfg(target_os = "linux")]
 mod stderr;
 #[cfg(target_os = "linux")]
 mod unix_file;
+#[cfg(target_os = "linux")]
+mod watch;
 
 pub use tiny_http::{HTTPVersion, Header, HeaderField, Method, Response, ResponseBox, StatusCode};
 
 #[cfg(target_os = "linux")]
 pub use crate::{
+    counters::Counters,
     error::Error,
+    handle::{Handle, Hold},
     http::{Handler, Request},
     operations::asker::ask,
     options::{Limits, Options},
     outcome::Outcome,
-    serve::{report_failure, serve},
+    serve::{Server, report_failure, serve},
     server::address::Address,
     stderr::NonBlockingStderr,
+    status::{State, Status},
 };

@@ -32,11 +32,12 @@ use crate::operations::keeper::Keeper;
 use crate::operations::places::Places;
 use crate::operations::requester::{Action, Requester};
 use crate::operations::signals::{self, Signals};
-use crate::operations::status::{Doing, Identity};
 use crate::operations::systemd;
 use crate::operations::waiting::Waiting;
 use crate::outcome::Outcome;
 use crate::server::Connections;
+use crate::status::State;
+use crate::watch::Publisher;
 
 /// A phase, with what only that phase needs.
 enum Phase {
@@ -60,7 +61,7 @@ enum Phase {
 pub(crate) struct Process {
     pub(crate) config: Configuration,
     pub(crate) program: Program,
-    pub(crate) identity: Identity,
+    pub(crate) publisher: Publisher,
     pub(crate) connections: Connections,
     pub(crate) places: Places,
     pub(crate) predecessor: Option<Predecessor>,
@@ -98,7 +99,7 @@ impl Process {
 
     fn serve(&mut self) -> Phase {
         loop {
-            match self.next(Doing::Running, None, None) {
+            match self.next(State::Running, None, None) {
                 Event::Asked(by, Action::Restart) if self.is_beside_predecessor() => {
                     by.refuse("the predecessor of this process runs beside it");
                 }
@@ -153,7 +154,7 @@ impl Process {
         let pid = candidate.pid();
         let mut stop = None;
         let (failure, child) = loop {
-            match self.next(Doing::HandingOver, Some(candidate.deadline()), Some(candidate.link())) {
+            match self.next(State::HandingOver, Some(candidate.deadline()), Some(candidate.link())) {
                 Event::Asked(by, Action::Restart) => {
                     by.refuse(format_args!("successor {pid} is being started"))
                 }
@@ -181,7 +182,7 @@ impl Process {
     }
 
     fn ancestry_of_successor(&self) -> Ancestry {
-        Ancestry { generation: self.identity.generation + 1, counts: self.connections.counts() }
+        Ancestry { generation: self.publisher.generation() + 1, counts: self.connections.counts() }
     }
 
     /// Everything is as it was before the successor, which may have left a child to wait for.
@@ -196,30 +197,28 @@ impl Process {
     }
 
     /// Waits for the next event, and deals with those that mean the same in every phase.
-    fn next(&mut self, doing: Doing, deadline: Option<Instant>, successor: Option<&Link>) -> Event {
+    fn next(&mut self, state: State, deadline: Option<Instant>, successor: Option<&Link>) -> Event {
         loop {
             if self.predecessor.as_mut().is_some_and(|predecessor| !predecessor.is_there()) {
                 self.predecessor = None;
                 // A successor that was told to go puts this process there instead.
-                if matches!(doing, Doing::Running | Doing::HandingOver) {
+                if matches!(state, State::Running | State::HandingOver) {
                     self.places.clear_aside();
                 }
             }
+            let predecessors = self.publish(state);
+            self.waiting.answer(state, predecessors);
             let predecessor = self.predecessor.as_ref().map(Predecessor::link);
-            let predecessors = usize::from(predecessor.is_some());
-            self.waiting.answer(doing, predecessors);
             match self.events.next(deadline, [successor, predecessor], self.waiting.clients()) {
-                Event::Asked(by, Action::Status) => {
-                    let (open, in_flight, counts) =
-                        (self.connections.open(), self.connections.in_flight(), self.connections.counts());
-                    by.answer(Ok(self.identity.status(doing, open, in_flight, predecessors, counts)));
-                }
+                Event::Asked(by, Action::Status) => by.answer(Ok(self.publisher.status().to_string())),
                 Event::Asked(Requester::Waiting(client), _) => self.waiting.add(client),
                 Event::Left => self.waiting.forget_those_that_have_left(),
                 Event::Reloaded(reading) => {
                     self.config.apply(reading);
+                    let version = &self.config.options.version;
+                    self.publisher.publish(|published| published.version.clone_from(version));
                     self.connections.report_capacity();
-                    if doing.serves() {
+                    if state.serves() {
                         systemd::ready();
                     }
                 }
@@ -230,6 +229,16 @@ impl Process {
                 event => return event,
             }
         }
+    }
+
+    /// Publishes what this process does, and how many predecessors are there, which it returns.
+    fn publish(&self, state: State) -> usize {
+        let are_moving = self.connections.expects_arrivals();
+        let predecessors = usize::from(self.predecessor.is_some() || are_moving);
+        self.publisher.publish(|published| {
+            (published.state, published.predecessors) = (state, predecessors);
+        });
+        predecessors
     }
 
     fn say(&self, word: &Word) -> bool {

@@ -1,278 +1,192 @@
-//! How a process begins: it takes or binds the listening sockets, prepares all that can fail, says that it is
-//! ready, and accepts connections when it may. What happens then is told in `process.rs`.
+//! How a process begins: it takes or binds the listening sockets (`serve/sockets.rs`), prepares all that can fail,
+//! says that it is ready, and accepts connections when it may (`serve/start.rs`). What happens then is told in
+//! `process.rs`.
+
+mod sockets;
+mod start;
 
 use std::env;
 use std::fmt::Display;
-use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
-use std::process;
 use std::sync::{Arc, Mutex};
 
 use crate::error::Error;
-use crate::events::{Event, Events};
-use crate::handover::descriptors;
-use crate::handover::link::{Ancestry, Mode, Word};
-use crate::handover::moving::Mover;
+use crate::events::Events;
+use crate::handle::Handle;
+use crate::handover::link::Word;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::program::{GRACEFUL, Program};
 use crate::http::{self, Handler};
-use crate::operations::asker;
-use crate::operations::configuration::Configuration;
-use crate::operations::keeper::Keeper;
-use crate::operations::places::Places;
+use crate::operations::configuration::Read;
 use crate::operations::ready_fd::ReadyFd;
-use crate::operations::requester::Requester;
-use crate::operations::signals::{Meaning, Signals};
-use crate::operations::status::Identity;
-use crate::operations::systemd;
-use crate::operations::waiting::Waiting;
-use crate::options::Options;
+use crate::options::{Limits, Options};
 use crate::outcome::Outcome;
 use crate::process::Process;
-use crate::server::Connections;
-use crate::server::listener::{self, Listener, NewFiles, Origin, Sorted};
+use crate::server::address::Address;
+use crate::server::connection::Connection;
+use crate::server::listener::{Listener, NewFiles};
+use crate::watch::Publisher;
 
-/// Serves HTTP until the process has been stopped or has handed over, and its connections are finished.
-///
-/// The process handles SIGUSR2 and SIGHUP (hand over), SIGINT, SIGTERM and SIGQUIT (stop; a second one, from
-/// half a second later on, cuts what is in flight) and SIGUSR1 (reload) until this returns; half a second later
-/// they have their old meaning again. A SIGHUP that is ignored when it is called stays ignored. It is to be
-/// called from `main`, before the working directory changes, and `main` is to return when it does: requests
-/// that were cut may still be running on their threads.
+/// Serves HTTP until the process has been stopped or has handed over, and its connections are finished: what
+/// [`Server::bind`] and [`Server::serve`] do, one after the other.
 ///
 /// # Errors
 ///
-/// The process cannot start to serve: an address cannot be bound, a descriptor is not what it should be,
-/// the PID file cannot be written. If there is a predecessor, it gets the reason and goes on serving.
+/// Those of the two.
 pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> {
-    let mut predecessor = None;
-    let started = start(options, handler, &mut predecessor);
-    if let (Err(error), Some(predecessor)) = (&started, &predecessor) {
-        predecessor.say(&Word::Failed(error.to_string()));
-    }
-    let mut process = started?;
-    process.predecessor = predecessor;
-    Ok(process.run())
+    Server::bind(options)?.serve(handler)
 }
 
-/// Reports to the predecessor, if one has started this process, why it will not call [`serve`], such as
+/// Reports to the predecessor, if one has started this process, why it will not call [`Server::bind`], such as
 /// settings that are wrong. The predecessor logs the reason, and answers `restart` with it.
 ///
-/// To be called once, and instead of [`serve`], which reports its own errors: it closes the sockets.
+/// To be called once, and instead of [`Server::bind`] or [`serve()`], which report their own errors: it closes the
+/// sockets.
 pub fn report_failure(reason: impl Display) {
     let mut predecessor = None;
     let is_successor = env::args_os().any(|argument| argument == GRACEFUL);
-    if is_successor
-        && inherit(None, &mut predecessor).is_ok()
-        && let Some(predecessor) = predecessor
-    {
+    if is_successor && sockets::inherit(None, &mut predecessor).is_ok() {
+        fail(predecessor, reason);
+    }
+}
+
+/// The predecessor, if there is one, need not wait for this process.
+fn fail(predecessor: Option<Predecessor>, reason: impl Display) {
+    if let Some(predecessor) = predecessor {
         predecessor.say(&Word::Failed(reason.to_string()));
     }
 }
 
-/// Does everything until connections are accepted. The predecessor is reported as soon as it is known.
-fn start(
+/// A server that has its listening sockets, and does not serve yet.
+///
+/// Between [`bind`](Self::bind) and [`serve`](Self::serve) a program does its own preparation. Until the latter it is
+/// the last one that can fail without an effect: the predecessor, if there is one, goes on serving, and gets the
+/// reason from [`fail`](Self::fail). Clients that connect meanwhile are served by the predecessor, or wait.
+///
+/// If this is dropped, the sockets are given up, and a predecessor that has started this process kills it a second
+/// later.
+///
+/// Several servers in one process work, for instance in tests, with their own [`Handle`]s each. What belongs to the
+/// process is shared: a signal is for all of them, and what a predecessor or a service manager has handed to
+/// the process is taken by the first. So a process that is to be replaced has one server.
+pub struct Server {
     options: Options,
-    handler: impl Handler,
-    predecessor: &mut Option<Predecessor>,
-) -> Result<Process, Error> {
-    let program =
-        Program::of_successor().map_err(|error| Error::new("find out which program this is", error))?;
-    if options.listen.is_empty() {
-        return Err(Error::new("listen", "there is no address to listen on"));
-    }
-    let mut new_files = NewFiles::default();
-    let (listeners, unwanted) = open(&options, predecessor, &mut new_files)?;
-    let mut keeper = Keeper::default();
-    let mut ready_fd = None;
-    // Not if it is a successor that its predecessor has started.
-    if !predecessor.as_ref().is_some_and(Predecessor::is_parent) {
-        ready_fd = options.ready_fd.map(ReadyFd::open).transpose()?;
-        if options.stay || process::id() == 1 || systemd::is_there() {
-            let stayed = keeper.stay(&listeners[0], &program.arguments);
-            stayed.map_err(|error| Error::new("become the parent of orphans", error))?;
-        }
-    }
-    let before = predecessor.as_ref().map(Predecessor::pid);
-    let mut process = prepare(options, handler, program, listeners, before, keeper)?;
-    go(&mut process, predecessor, unwanted)?;
-    new_files.keep();
-    ready_fd.into_iter().for_each(ReadyFd::report);
-    let Identity { version, executable, .. } = &process.identity;
-    log::info!("process {} is ready, version {version}, {}", process::id(), executable.display());
-    Ok(process)
+    program: Program,
+    predecessor: Option<Predecessor>,
+    listeners: Vec<Listener>,
+    /// What the predecessor has handed over and is not asked for any more.
+    unwanted: Vec<(usize, Listener)>,
+    new_files: NewFiles,
+    ready_fd: Option<ReadyFd>,
+    limits: Arc<Mutex<Limits>>,
+    events: Events,
+    publisher: Publisher,
 }
 
-/// The listening sockets: inherited, or taken over, or bound; and those that a predecessor has handed over and
-/// that are not asked for any more.
-fn open(
-    options: &Options,
-    predecessor: &mut Option<Predecessor>,
-    new_files: &mut NewFiles,
-) -> Result<Sorted, Error> {
-    let activated = systemd::sockets();
-    let is_given = options.graceful || activated.is_some();
-    let given = if is_given {
-        let sockets = inherit(activated, predecessor)?;
-        given(sockets, predecessor, |index| format!("descriptor {}", descriptors::number(index)))?
-    } else if let Some(path) = options.control.as_ref().filter(|_| options.takeover) {
-        let error = |error| Error::new(format!("take over from the process at {}", path.display()), error);
-        let (found, sockets) = asker::take_over(path).map_err(error)?.unzip();
-        *predecessor = found;
-        let sockets = sockets.unwrap_or_default();
-        given(sockets, predecessor, |index| format!("number {} of another process", index + 1))?
-    } else {
-        Vec::new()
-    };
-    // Without a predecessor nothing tells a mistake from a wish: the configuration of a service manager would
-    // silently have no effect.
-    let may_differ = predecessor.is_some() || !is_given;
-    let (listeners, unwanted) = Listener::open_all(&options.listen, given, |address| match may_differ {
-        true => Listener::bind(address, options.socket_mode, new_files),
-        false => {
-            Err(io::Error::new(ErrorKind::AddrNotAvailable, "no such socket was handed to this process"))
-        }
-    })?;
-    if let Some((_, listener)) = unwanted.first().filter(|_| !may_differ) {
-        return Err(listener.not_asked_for());
-    }
-    for listener in &listeners {
-        match listener.origin() {
-            Origin::New => log::info!("listening on a new file descriptor, {}", listener.address()),
-            Origin::Given(name) => {
-                log::info!("listening on the existing file {name}, {}", listener.address());
+impl Server {
+    /// Takes over the listening sockets, or binds them. Nothing is accepted yet.
+    ///
+    /// It is to be called from `main`, before the working directory changes.
+    ///
+    /// # Errors
+    ///
+    /// An address cannot be bound, or a descriptor is not what it should be. If there is a predecessor, it gets the
+    /// reason and goes on serving.
+    pub fn bind(options: Options) -> Result<Server, Error> {
+        let mut predecessor = None;
+        match Server::open(options, &mut predecessor) {
+            Ok(server) => Ok(Server { predecessor, ..server }),
+            Err(error) => {
+                fail(predecessor, &error);
+                Err(error)
             }
         }
     }
-    Ok((listeners, unwanted))
-}
 
-fn given(
-    sockets: Vec<OwnedFd>,
-    predecessor: &Option<Predecessor>,
-    name: impl Fn(usize) -> String,
-) -> Result<Vec<Listener>, Error> {
-    let given = sockets.into_iter().enumerate().map(|(index, socket)| {
-        let file = predecessor.as_ref().and_then(|predecessor| predecessor.file(index));
-        Listener::given(socket, file, name(index))
-    });
-    given.collect()
-}
-
-/// What was handed to this process when it was executed, by its predecessor or by a service manager. It is
-/// taken before anything else is opened, so that nothing else has its numbers.
-fn inherit(activated: Option<usize>, predecessor: &mut Option<Predecessor>) -> Result<Vec<OwnedFd>, Error> {
-    let mut sockets = Vec::new();
-    // The first is taken as it is, so that what is wrong with it can be said.
-    while activated.is_none_or(|count| sockets.len() < count)
-        && let Some(socket) = descriptors::inherited(descriptors::number(sockets.len()), |socket| {
-            sockets.is_empty() || activated.is_some() || listener::is_listening(socket)
+    /// Opens what a successor finds under certain numbers, before anything else gets these. The predecessor is
+    /// reported as soon as it is known.
+    fn open(options: Options, predecessor: &mut Option<Predecessor>) -> Result<Server, Error> {
+        let program =
+            Program::of_successor().map_err(|error| Error::new("find out which program this is", error))?;
+        if options.listen.is_empty() {
+            return Err(Error::new("listen", "there is no address to listen on"));
+        }
+        let mut new_files = NewFiles::default();
+        let (listeners, unwanted) = sockets::open(&options, predecessor, &mut new_files)?;
+        let ready_fd =
+            options.ready_fd.filter(|_| !is_started_by(predecessor)).map(ReadyFd::open).transpose()?;
+        let limits = Arc::new(Mutex::new(options.limits));
+        let events = Events::new().map_err(|error| Error::new("make a queue of events", error))?;
+        let publisher = Publisher::new(&options.version, events.poster());
+        let predecessor = None;
+        Ok(Server {
+            options,
+            program,
+            predecessor,
+            listeners,
+            unwanted,
+            new_files,
+            ready_fd,
+            limits,
+            events,
+            publisher,
         })
-    {
-        sockets.push(socket);
     }
-    if activated.is_none() {
-        let error = |error| Error::new("read the link to the predecessor", error);
-        *predecessor = Predecessor::inherited(sockets.len()).map_err(error)?;
-        if let (None, Some(pid)) = (&predecessor, systemd::meant_for()) {
-            let reason = format!("LISTEN_PID says that it is meant for process {pid}");
-            return Err(Error::new("take over the listening socket at descriptor 3", reason));
+
+    /// The addresses that it listens on, in the order of [`Options::listen`], with the port that the system has
+    /// chosen instead of port 0.
+    pub fn addresses(&self) -> Vec<Address> {
+        self.listeners.iter().map(|listener| listener.address().clone()).collect()
+    }
+
+    /// A handle for other threads, or for the request handler.
+    pub fn handle(&self) -> Handle {
+        Handle(self.publisher.watch())
+    }
+
+    /// Gives up, for a reason that a predecessor logs, and answers `restart` with. The process is to exit.
+    pub fn fail(self, reason: impl Display) {
+        fail(self.predecessor, reason);
+    }
+
+    /// Says that this process is ready, waits until a predecessor lets it go, and serves HTTP until the process has
+    /// been stopped or has handed over, and its connections are finished.
+    ///
+    /// The process handles SIGUSR2 and SIGHUP (hand over), SIGINT, SIGTERM and SIGQUIT (stop; a second one, from
+    /// half a second later on, cuts what is in flight) and SIGUSR1 (reload) until this returns; half a second later
+    /// they have their old meaning again. A SIGHUP that is ignored when it is called stays ignored. `main` is to
+    /// return when this does: requests that were cut may still be running on their threads.
+    ///
+    /// # Errors
+    ///
+    /// The process cannot start to serve: a thread cannot be started, the PID file cannot be written, another process
+    /// serves. If there is a predecessor, it gets the reason and goes on serving.
+    pub fn serve(self, handler: impl Handler) -> Result<Outcome, Error> {
+        let handler: Arc<dyn Handler> = Arc::new(handler);
+        let (serving, limits) = (Arc::clone(&handler), Arc::clone(&self.limits));
+        self.run(
+            move |connection| http::serve(connection, &*serving, &limits),
+            Arc::new(move |options: &mut Options| handler.reload(options)),
+        )
+    }
+
+    /// The same with a function for each connection.
+    fn run(
+        mut self,
+        serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
+        reload: Arc<Read>,
+    ) -> Result<Outcome, Error> {
+        let mut predecessor = self.predecessor.take();
+        match self.start(&mut predecessor, serve, reload) {
+            Ok(process) => Ok(Process { predecessor, ..process }.run()),
+            Err(error) => {
+                fail(predecessor, &error);
+                Err(error)
+            }
         }
     }
-    Ok(sockets)
 }
 
-/// Opens everything else that this process needs.
-fn prepare(
-    options: Options,
-    handler: impl Handler,
-    program: Program,
-    listeners: Vec<Listener>,
-    predecessor: Option<i32>,
-    keeper: Keeper,
-) -> Result<Process, Error> {
-    descriptors::raise_limit();
-    descriptors::share_arena_if_limited();
-
-    let events = Events::new().map_err(|error| Error::new("make a queue of events", error))?;
-    let signals = signals(&events).map_err(|error| Error::new("handle signals", error))?;
-    let limits = Arc::new(Mutex::new(options.limits));
-    let handler: Arc<dyn Handler> = Arc::new(handler);
-    let (serving, current, poster) = (Arc::clone(&handler), Arc::clone(&limits), events.poster());
-    let serve = move |connection: &_| http::serve(connection, &*serving, &current);
-    let on_empty = move || poster.post(Event::Drained);
-    let connections = Connections::new(listeners, Arc::clone(&limits), options.stack_size, serve, on_empty)
-        .map_err(|error| Error::new("start the accept thread", error))?;
-    let poster = events.poster();
-    let ask = move |requester, action| poster.post(Event::Asked(requester, action));
-    let places = Places::prepare(&options, predecessor, Arc::new(ask))?;
-    let identity = Identity::new(&options.version);
-    let poster = events.poster();
-    let config = Configuration::new(
-        options,
-        limits,
-        Arc::new(move |options: &mut Options| handler.reload(options)),
-        Arc::new(move |reading| poster.post(Event::Reloaded(reading))),
-    );
-    Ok(Process {
-        config,
-        program,
-        identity,
-        connections,
-        places,
-        predecessor: None,
-        waiting: Waiting::default(),
-        mover: None,
-        keeper,
-        cut: 0,
-        events,
-        _signals: signals,
-    })
-}
-
-fn signals(events: &Events) -> io::Result<Signals> {
-    let poster = events.poster();
-    Signals::listen(move |signal, meaning| {
-        poster.post(match meaning {
-            Meaning::Asked(action) => Event::Asked(Requester::Signal(signal), action),
-            Meaning::Child => Event::Child,
-        });
-    })
-}
-
-/// Waits until connections may be accepted, and accepts them. A candidate is killed without a second thought,
-/// so it must not have one: until then they wait in the queues of the sockets.
-fn go(
-    process: &mut Process,
-    predecessor: &mut Option<Predecessor>,
-    unwanted: Vec<(usize, Listener)>,
-) -> Result<(), Error> {
-    if let Some(predecessor) = predecessor {
-        let mode = if process.config.options.overlap { Mode::Overlap } else { Mode::Alone };
-        let ancestry = predecessor.wait_for_go(mode, unwanted.iter().map(|&(index, _)| index));
-        let ancestry = ancestry.map_err(|reason| Error::new("succeed the predecessor", reason))?;
-        process.connections.set_socket_mode(process.config.options.socket_mode);
-        if ancestry.is_none() {
-            // Nobody else is there any more to do it.
-            unwanted.iter().for_each(|(_, listener)| listener.remove_file());
-        }
-        let Ancestry { generation, counts } = ancestry.unwrap_or(Ancestry::UNKNOWN);
-        process.identity.generation = generation;
-        process.connections.count(counts);
-        // Without a thread for it, the predecessor keeps its connections.
-        let start = |socket| Mover::start(socket, process.connections.arrivals(true)).ok();
-        let moving = predecessor.moving().filter(|_| process.config.options.move_connections);
-        process.mover = moving.and_then(start);
-        process.mover.iter().for_each(|mover| mover.is_known(counts));
-    }
-    process.connections.accept();
-    for (_, listener) in &unwanted {
-        log::info!("no longer listening on {}", listener.address());
-    }
-    process.places.take();
-    systemd::ready();
-    if let Some(predecessor) = predecessor {
-        predecessor.say(&Word::Serving);
-    }
-    Ok(())
+/// Whether the predecessor has started this process, so that no supervisor has.
+fn is_started_by(predecessor: &Option<Predecessor>) -> bool {
+    predecessor.as_ref().is_some_and(Predecessor::is_parent)
 }

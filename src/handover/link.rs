@@ -9,7 +9,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
-use crate::counts::Counts;
+use crate::counters::Counters;
 use crate::deadline::{poll_until, readable};
 use crate::unix_file::UnixFile;
 
@@ -51,12 +51,12 @@ pub(crate) struct Ancestry {
     /// How many processes there have been, with this one.
     pub(crate) generation: u64,
     /// What they have counted.
-    pub(crate) counts: Counts,
+    pub(crate) counts: Counters,
 }
 
 impl Ancestry {
     /// That of a process whose predecessor has died without a word.
-    pub(crate) const UNKNOWN: Ancestry = Ancestry { generation: 2, counts: Counts::NONE };
+    pub(crate) const UNKNOWN: Ancestry = Ancestry { generation: 2, counts: Counters::NONE };
 }
 
 /// Which process accepts connections after a handover: the successor, or both until an operator decides.
@@ -86,7 +86,7 @@ impl Word {
             ("stopping", _) => Word::Stopping,
             (_, ("go", number)) => {
                 let (generation, counts) = number.split_once(' ').unwrap_or((number, ""));
-                let go = |generation| Word::Go(Ancestry { generation, counts: Counts::from_words(counts) });
+                let go = |generation| Word::Go(Ancestry { generation, counts: Counters::from_words(counts) });
                 generation.parse().map_or(Word::Other(line.to_owned()), go)
             }
             (_, ("no", reason)) => Word::No(reason.to_owned()),

@@ -29,7 +29,7 @@ use nix::sys::socket::Shutdown;
 
 use self::socket::{Message, Socket};
 pub(crate) use self::socket::{is_end, pair};
-use crate::counts::Counts;
+use crate::counters::Counters;
 use crate::lock::lock;
 
 /// The most connections on their way, so that there is no lack of references to descriptors (ETOOMANYREFS), and
@@ -74,7 +74,7 @@ pub(crate) trait Host: Send + 'static {
     fn receive(&self, connection: OwnedFd, line: &str) -> Option<Received>;
 
     /// Adds what the other process has counted.
-    fn count(&self, counts: Counts);
+    fn count(&self, counts: Counters);
 }
 
 /// One end, to which connections are moved, and from which they come. Dropping it ends both.
@@ -117,12 +117,12 @@ impl Mover {
     }
 
     /// The other process knows this.
-    pub(crate) fn is_known(&self, total: Counts) {
+    pub(crate) fn is_known(&self, total: Counters) {
         self.end.upgrade().iter().for_each(|end| *end.known() = total);
     }
 
     /// Says what has been counted here and is not known to the other process.
-    pub(crate) fn report(&self, total: Counts) {
+    pub(crate) fn report(&self, total: Counters) {
         let Some(end) = self.end.upgrade() else { return };
         let mut known = end.known();
         // If it cannot be said, the other process has ended.
@@ -151,7 +151,7 @@ struct End {
     /// `None` when no more are sent.
     offers: Mutex<Option<Offers>>,
     /// What the other process has been told, or has told itself.
-    known: Mutex<Counts>,
+    known: Mutex<Counters>,
 }
 
 /// The connections that are to be moved.
@@ -263,7 +263,7 @@ impl End {
         lock(&self.offers)
     }
 
-    fn known(&self) -> MutexGuard<'_, Counts> {
+    fn known(&self) -> MutexGuard<'_, Counters> {
         lock(&self.known)
     }
 }

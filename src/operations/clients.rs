@@ -30,7 +30,7 @@ const MOST: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Client {
     connection: UnixStream,
-    /// Counts it.
+    /// Counters it.
     _place: Arc<()>,
 }
 

@@ -10,6 +10,5 @@ pub(crate) mod places;
 pub(crate) mod ready_fd;
 pub(crate) mod requester;
 pub(crate) mod signals;
-pub(crate) mod status;
 pub(crate) mod systemd;
 pub(crate) mod waiting;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::SyncSender;
 
 use nix::sys::signal::Signal;
 
@@ -28,6 +29,8 @@ pub(crate) enum Action {
 pub(crate) enum Requester {
     /// A signal, which takes no answer.
     Signal(Signal),
+    /// The program itself, through a [`Handle`](crate::Handle). It may not wait for the answer.
+    Program(SyncSender<Result<String, String>>),
     /// A client of the control socket.
     Client(Client),
     /// A client of the control socket that asks for a restart with itself as the successor.
@@ -50,6 +53,10 @@ impl Requester {
     /// Passes on what has come of the request: the first answer counts. The client may not wait for it any
     /// more.
     pub(crate) fn answer(&self, result: Result<String, String>) {
+        if let Requester::Program(answer) = self {
+            let _ = answer.try_send(result);
+            return;
+        }
         let is_done = result.is_ok();
         let text = result.unwrap_or_else(|error| format!("error: {error}"));
         match self {
@@ -59,7 +66,7 @@ impl Requester {
             Requester::Candidate(connection) | Requester::Waiting(connection) => {
                 drop(send_all(connection, format!("{text}\n").as_bytes()));
             }
-            Requester::Signal(_) => {}
+            Requester::Signal(_) | Requester::Program(_) => {}
         }
     }
 
@@ -74,6 +81,7 @@ impl fmt::Display for Requester {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Requester::Signal(signal) => signal.fmt(f),
+            Requester::Program(_) => f.write_str("program"),
             Requester::Client(_) | Requester::Candidate(_) | Requester::Waiting(_) => f.write_str("control"),
         }
     }

@@ -40,7 +40,7 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Whether the handlers do what would be done without them, because nothing waits for signals any more.
 static ARE_DEFAULT: AtomicBool = AtomicBool::new(false);
 
-/// How often signals have been waited for.
+/// How many wait for signals: one for each server of this process.
 static COUNT: Mutex<u32> = Mutex::new(0);
 
 /// Signals are waited for, until this is dropped. Soon after that they have their old meaning again.
@@ -52,11 +52,7 @@ impl Signals {
     ///
     /// A SIGHUP that is ignored now stays ignored: that is how nohup(1) asks to survive the terminal.
     pub(crate) fn listen(report: impl Fn(Signal, Meaning) + Send + 'static) -> io::Result<Signals> {
-        let this = count(|count| {
-            *count += 1;
-            ARE_DEFAULT.store(false, Ordering::SeqCst);
-            *count
-        });
+        let wait = Wait::begin();
         let hangup_ignored = is_among("SigIgn:", Signal::SIGHUP);
         let wanted = HANDLED.iter().map(|(signal, _)| *signal);
         let wanted = wanted.filter(|signal| !(hangup_ignored && *signal == Signal::SIGHUP));
@@ -74,11 +70,7 @@ impl Signals {
                 }
             }
             thread::sleep(GRACE);
-            count(|count| {
-                if *count == this {
-                    ARE_DEFAULT.store(true, Ordering::SeqCst);
-                }
-            });
+            drop(wait);
         })?;
         handled().thread_unblock()?;
         Ok(Signals(handle))
@@ -91,8 +83,24 @@ impl Drop for Signals {
     }
 }
 
-fn count<T>(change: impl FnOnce(&mut u32) -> T) -> T {
-    change(&mut lock(&COUNT))
+/// While there is one, signals do not mean what they meant before.
+struct Wait;
+
+impl Wait {
+    fn begin() -> Wait {
+        let mut count = lock(&COUNT);
+        *count += 1;
+        ARE_DEFAULT.store(false, Ordering::SeqCst);
+        Wait
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let mut count = lock(&COUNT);
+        *count -= 1;
+        ARE_DEFAULT.store(*count == 0, Ordering::SeqCst);
+    }
 }
 
 /// The signals that are handled: held back in a successor until its handlers are in place, because the mask

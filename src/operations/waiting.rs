@@ -4,8 +4,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use super::requester::Requester;
-use super::status::Doing;
 use crate::deadline::{hangup, poll_until};
+use crate::status::State;
 
 /// How many there may be, so that they leave a handover the descriptors that it needs.
 const MOST: usize = 8;
@@ -26,8 +26,8 @@ impl Waiting {
     }
 
     /// Answers them if there is nothing to wait for.
-    pub(crate) fn answer(&mut self, doing: Doing, predecessors: usize) {
-        let answer = match (doing.serves(), predecessors) {
+    pub(crate) fn answer(&mut self, state: State, predecessors: usize) {
+        let answer = match (state.serves(), predecessors) {
             (false, _) => Err("refused, this process does not serve".to_owned()),
             (true, 0) => Ok("ok".to_owned()),
             (true, _) => return,

@@ -10,9 +10,9 @@ use crate::handover::link::Word;
 use crate::handover::moving::Mover;
 use crate::handover::successor::{End, News, Successor};
 use crate::operations::requester::{Action, Requester};
-use crate::operations::status::Doing;
 use crate::operations::systemd;
 use crate::server::listener::Origin;
+use crate::status::State;
 
 /// Until then a second stop is the first one, which has come twice: to this process, and to its group, or from
 /// the process that stays.
@@ -49,8 +49,9 @@ impl Process {
     pub(super) fn finish(&mut self, deadline: Instant) -> Phase {
         let begin = Instant::now();
         self.connections.expect_no_arrivals();
-        while !self.connections.is_empty() {
-            match self.next(Doing::Stopping, Some(deadline), None) {
+        self.publish(State::Stopping);
+        while !self.is_drained() {
+            match self.next(State::Stopping, Some(deadline), None) {
                 Event::Asked(by, Action::Stop) if begin.elapsed() < SAME_STOP => {
                     by.answer(Ok("ok".to_owned()))
                 }
@@ -77,7 +78,7 @@ impl Process {
             self.places.withdraw();
         }
         while self.keeper.has_members() {
-            if let Event::Asked(by, action) = self.next(Doing::Keeping, None, None) {
+            if let Event::Asked(by, action) = self.next(State::Keeping, None, None) {
                 self.keeper.pass_on_or_refuse(&by, action);
             }
         }
@@ -87,6 +88,7 @@ impl Process {
     }
 
     pub(super) fn drain(&mut self, mut successor: Option<Successor>, mover: Option<Mover>) -> Phase {
+        self.publish(State::Draining);
         self.connections.drain(mover);
         match successor.as_ref().map(Successor::pid) {
             Some(pid) => log::info!("handed over to successor {pid}; draining, {}", self.connections),
@@ -97,9 +99,9 @@ impl Process {
         loop {
             let now = Instant::now();
             let is_probation = successor.is_some() && now < probation;
-            if drain.is_some_and(|deadline| self.connections.is_empty() || now >= deadline) {
+            if drain.is_some_and(|deadline| self.is_drained() || now >= deadline) {
                 drain = None;
-                if self.connections.open() > 0 {
+                if !self.is_drained() {
                     self.cut("the drain deadline has passed");
                 }
                 // What was cut is reported to the other process.
@@ -115,7 +117,7 @@ impl Process {
                 return self.leave(successor);
             };
             let link = successor.as_ref().map(Successor::link);
-            match self.next(Doing::Draining, Some(deadline), link) {
+            match self.next(State::Draining, Some(deadline), link) {
                 Event::Asked(by, Action::Stop) => {
                     self.keeper.pass_on(&by, Action::Stop, successor.as_ref().map(Successor::pid));
                     self.let_go(&mut successor);
@@ -171,7 +173,20 @@ impl Process {
         phase
     }
 
+    /// Whether no connection is open or will be moved here, and the program holds this process no longer. What
+    /// it is doing is published before, so that the program either knows that or holds it in time.
+    fn is_drained(&self) -> bool {
+        self.connections.is_empty() && self.publisher.holds() == 0
+    }
+
     fn cut(&mut self, reason: &str) {
+        match self.publisher.holds() {
+            0 => {}
+            holds => log::warn!("{reason}: no longer waiting for the program, holds={holds}"),
+        }
+        if self.connections.open() == 0 {
+            return;
+        }
         let connections = self.connections.to_string();
         let cut = self.connections.cut();
         log::warn!("{reason}: cutting what is in flight, {connections} lost={cut}");

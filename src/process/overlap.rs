@@ -7,7 +7,7 @@ use crate::handover::link::Mode;
 use crate::handover::moving::Mover;
 use crate::handover::successor::{News, Successor};
 use crate::operations::requester::{Action, Requester};
-use crate::operations::status::Doing;
+use crate::status::State;
 
 impl Process {
     /// Until the successor serves, or an operator decides.
@@ -15,7 +15,7 @@ impl Process {
         let pid = successor.pid();
         let mut deadline = Some(after(self.config.options.ready_timeout));
         loop {
-            match self.next(Doing::Overlapping, deadline, Some(successor.link())) {
+            match self.next(State::Overlapping, deadline, Some(successor.link())) {
                 Event::Asked(by, Action::Restart) => {
                     by.refuse(format_args!("successor {pid} runs beside this process"));
                 }

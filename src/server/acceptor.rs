@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFd;
 
-use crate::counts::Counts;
+use crate::counters::Counters;
 use crate::deadline::{BACK_OFF, after, has_come, poll_until, readable};
 use crate::handover::moving::{Host, Received};
 use crate::lock::lock;
@@ -76,8 +76,7 @@ impl Drop for Arrivals {
             log::info!("received connections, moved={count}");
         }
         if self.are_expected {
-            self.entrance.registry.expects_arrivals.store(false, Ordering::SeqCst);
-            self.entrance.registry.report_if_empty();
+            self.entrance.registry.end_arrivals();
         }
     }
 }
@@ -93,12 +92,12 @@ impl Host for Arrivals {
             reserved.inspect_err(|error| log::warn!("cannot take over a connection: {error}")).ok()?;
         let connection = Connection::from_line(socket, line, Arc::clone(registry))?;
         log::debug!("{}: moved here", connection.peer());
-        registry.count(Counts { moved: 1, ..Counts::default() });
+        registry.count(Counters { moved: 1, ..Counters::default() });
         self.count.fetch_add(1, Ordering::Relaxed);
         Some(self.entrance.enter(worker, connection))
     }
 
-    fn count(&self, counts: Counts) {
+    fn count(&self, counts: Counters) {
         self.entrance.registry.count(counts);
     }
 }
@@ -202,7 +201,7 @@ impl Acceptor {
         match accepted {
             Ok(connection) => {
                 log::debug!("{}: connected", connection.peer());
-                self.entrance.registry.count(Counts { accepted: 1, ..Counts::default() });
+                self.entrance.registry.count(Counters { accepted: 1, ..Counters::default() });
                 self.entrance.enter(worker, connection)();
                 Ok(true)
             }

@@ -17,15 +17,16 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use crate::counts::Counts;
+use crate::counters::Counters;
 use crate::handover::moving::{Host, Mover};
 use crate::options::Limits;
 use crate::server::acceptor::{Acceptor, Arrivals, Entrance, Gate};
 use crate::server::capacity::Capacity;
-use crate::server::connection::{Activity, Connection};
+use crate::server::connection::Connection;
 use crate::server::listener::Listener;
 use crate::server::registry::Registry;
 use crate::server::workers::Workers;
+use crate::watch::Usage;
 
 pub(crate) struct Connections {
     registry: Arc<Registry>,
@@ -90,6 +91,11 @@ impl Connections {
     pub(crate) fn arrivals(&self, are_expected: bool) -> impl Host {
         self.registry.expects_arrivals.fetch_or(are_expected, Ordering::SeqCst);
         Arrivals { entrance: Arc::clone(&self.entrance), are_expected, count: 0.into() }
+    }
+
+    /// Whether another process drains that may move connections here.
+    pub(crate) fn expects_arrivals(&self) -> bool {
+        self.registry.expects_arrivals.load(Ordering::SeqCst)
     }
 
     /// A drain waits for no other process.
@@ -161,8 +167,16 @@ impl Connections {
 
     /// The number of open connections on which a request is being read, handled or answered.
     pub(crate) fn in_flight(&self) -> usize {
-        let is_in_flight = |each: &&Arc<Connection>| matches!(*each.activity(), Activity::InFlight { .. });
-        self.registry.open().values().filter(is_in_flight).count()
+        self.registry.in_flight()
+    }
+
+    /// What tells at any time how many connections there are, and what has been done on them.
+    pub(crate) fn usage(&self) -> impl Fn() -> Usage + use<> {
+        let registry = Arc::clone(&self.registry);
+        move || {
+            let open = registry.open().len();
+            Usage { open, in_flight: registry.in_flight(), counters: registry.counts() }
+        }
     }
 
     /// The number of connections that have been moved to another process in the last drain.
@@ -175,17 +189,17 @@ impl Connections {
     pub(crate) fn cut(&self) -> usize {
         let cut = self.in_flight();
         self.registry.open().values().for_each(|connection| connection.cut());
-        self.registry.count(Counts { lost: cut as u64, ..Counts::default() });
+        self.registry.count(Counters { lost: cut as u64, ..Counters::default() });
         cut
     }
 
     /// Adds what has been done in the processes before this one.
-    pub(crate) fn count(&self, counts: Counts) {
+    pub(crate) fn count(&self, counts: Counters) {
         self.registry.count(counts);
     }
 
     /// What has been done here, and in the processes before this one.
-    pub(crate) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counters {
         self.registry.counts()
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::counts::Counts;
+use crate::counters::Counters;
 use crate::handover::moving::{Mover, Offer};
 use crate::lock::lock;
 use crate::server::connection::{Activity, Connection};
@@ -33,7 +33,7 @@ pub(crate) struct Registry {
     /// How many connections have been moved to another process in the last drain.
     pub(super) moved: AtomicU64,
     /// Without the requests on the open connections.
-    counts: Mutex<Counts>,
+    counts: Mutex<Counters>,
     /// At its end of file when idle connections are to close.
     pub(super) idle_closed: PipeReader,
     /// The accept loop waits for a connection to end or become idle. Until one has, each response is the
@@ -78,22 +78,34 @@ impl Registry {
         }
     }
 
+    /// The process that might have moved connections here will move none any more.
+    pub(super) fn end_arrivals(&self) {
+        self.expects_arrivals.store(false, Ordering::SeqCst);
+        // Whether this one drains or not: a predecessor is there no longer.
+        (self.on_empty)();
+    }
+
     /// What moves connections to the other process of a handover.
     pub(super) fn mover(&self) -> MutexGuard<'_, Option<Arc<Mover>>> {
         lock(&self.mover)
     }
 
-    /// Counts something.
-    pub(super) fn count(&self, counts: Counts) {
+    /// Counters something.
+    pub(super) fn count(&self, counts: Counters) {
         *lock(&self.counts) += counts;
     }
 
-    pub(super) fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> Counters {
         // Locked meanwhile, so that no connection ends and is counted twice.
         let open = self.open();
         let mut counts = *lock(&self.counts);
         counts.requests += open.values().map(|connection| connection.requests()).sum::<u64>();
         counts
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        let is_in_flight = |each: &&Arc<Connection>| matches!(*each.activity(), Activity::InFlight { .. });
+        self.open().values().filter(is_in_flight).count()
     }
 
     pub(super) fn is_moving(&self) -> bool {
@@ -155,7 +167,7 @@ impl Registry {
         // Otherwise it has left before.
         if open.get(&connection.descriptor()).is_some_and(|entered| Arc::ptr_eq(entered, connection)) {
             open.remove(&connection.descriptor());
-            self.count(Counts { requests: connection.requests(), ..Counts::default() });
+            self.count(Counters { requests: connection.requests(), ..Counters::default() });
         }
     }
 
@@ -188,7 +200,7 @@ impl Registry {
         idle.sort_unstable_by_key(|&(idleness, _)| idleness);
         let mut idle = idle.into_iter().filter(|((used, _), _)| may_evict_used || !used);
         if idle.any(|(_, connection)| connection.evict()) {
-            self.count(Counts { evicted: 1, ..Counts::default() });
+            self.count(Counters { evicted: 1, ..Counters::default() });
         } else {
             self.evicts_slow.store(may_evict_slow, Ordering::SeqCst);
         }

@@ -11,7 +11,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::counts::Counts;
+use crate::counters::Counters;
 use crate::handover::descriptors;
 
 /// The longest message, in bytes.
@@ -32,7 +32,7 @@ pub(super) enum Message {
     Move(RawFd, String, Option<OwnedFd>),
     Answer(RawFd, bool),
     Kept,
-    Counted(Counts),
+    Counted(Counters),
     /// What is no message of this protocol.
     Other,
     /// Nothing, until now.
@@ -87,7 +87,7 @@ impl Socket {
         let count = message.bytes;
         let text = String::from_utf8_lossy(&buffer[..count]);
         if let Some(counts) = text.strip_prefix("counted ") {
-            return Message::Counted(Counts::from_words(counts));
+            return Message::Counted(Counters::from_words(counts));
         }
         let mut words = text.splitn(3, ' ');
         let (word, number) = (words.next(), words.next().map(str::parse));

@@ -149,7 +149,7 @@ fn mutated(random: &mut Random) -> Vec<u8> {
     input
 }
 
-/// Counts the responses with status 200, each of which must be whole, and returns what comes behind them.
+/// Counters the responses with status 200, each of which must be whole, and returns what comes behind them.
 fn skip_right_answers(mut output: &str) -> (usize, &str) {
     let mut right = 0;
     while let Some(rest) = output.strip_prefix("HTTP/1.1 200 OK\r\nContent-Length: ") {

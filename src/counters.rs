@@ -3,37 +3,39 @@
 use std::fmt;
 use std::ops::{AddAssign, Sub};
 
-/// How often something has happened.
+/// How often something has happened since the first process of a line began, as far as this process has been told:
+/// one that is killed takes with it what it has not said. As text they are a part of [`Status`](crate::Status).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
+#[non_exhaustive]
+pub struct Counters {
     /// A connection was accepted.
-    pub(crate) accepted: u64,
+    pub accepted: u64,
     /// A request came.
-    pub(crate) requests: u64,
+    pub requests: u64,
     /// A connection was taken over from another process.
-    pub(crate) moved: u64,
+    pub moved: u64,
     /// An idle connection was closed to make room for another one.
-    pub(crate) evicted: u64,
-    /// A request was cut.
-    pub(crate) lost: u64,
+    pub evicted: u64,
+    /// A request was cut, because it was still in flight at the drain deadline or when a second stop came.
+    pub lost: u64,
 }
 
-impl Counts {
-    pub(crate) const NONE: Counts = Counts { accepted: 0, requests: 0, moved: 0, evicted: 0, lost: 0 };
+impl Counters {
+    pub(crate) const NONE: Counters = Counters { accepted: 0, requests: 0, moved: 0, evicted: 0, lost: 0 };
 
     const NAMES: [&'static str; 5] = ["accepted", "requests", "moved", "evicted", "lost"];
 
     fn each(&mut self) -> [&mut u64; 5] {
-        let Counts { accepted, requests, moved, evicted, lost } = self;
+        let Counters { accepted, requests, moved, evicted, lost } = self;
         [accepted, requests, moved, evicted, lost]
     }
 
     /// What their [`Display`](fmt::Display) says. What it does not mention is 0, and what is unknown, because
     /// another version has counted it, is passed over.
-    pub(crate) fn from_words(words: &str) -> Counts {
-        let mut counts = Counts::default();
+    pub(crate) fn from_words(words: &str) -> Counters {
+        let mut counts = Counters::default();
         for (name, value) in words.split(' ').filter_map(|word| word.split_once('=')) {
-            let index = Counts::NAMES.iter().position(|known| *known == name);
+            let index = Counters::NAMES.iter().position(|known| *known == name);
             if let (Some(index), Ok(value)) = (index, value.parse()) {
                 *counts.each()[index] = value;
             }
@@ -42,26 +44,26 @@ impl Counts {
     }
 }
 
-impl fmt::Display for Counts {
+impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut counts = *self;
-        let words = Counts::NAMES.iter().zip(counts.each()).map(|(name, value)| format!("{name}={value}"));
+        let words = Counters::NAMES.iter().zip(counts.each()).map(|(name, value)| format!("{name}={value}"));
         f.write_str(&words.collect::<Vec<_>>().join(" "))
     }
 }
 
-impl AddAssign for Counts {
-    fn add_assign(&mut self, mut other: Counts) {
+impl AddAssign for Counters {
+    fn add_assign(&mut self, mut other: Counters) {
         for (value, more) in self.each().into_iter().zip(other.each()) {
             *value = value.saturating_add(*more);
         }
     }
 }
 
-impl Sub for Counts {
-    type Output = Counts;
+impl Sub for Counters {
+    type Output = Counters;
 
-    fn sub(mut self, mut other: Counts) -> Counts {
+    fn sub(mut self, mut other: Counters) -> Counters {
         for (value, less) in self.each().into_iter().zip(other.each()) {
             *value = value.saturating_sub(*less);
         }
@@ -71,15 +73,15 @@ impl Sub for Counts {
 
 #[cfg(test)]
 mod tests {
-    use super::Counts;
+    use super::Counters;
 
     #[test]
     fn counts_survive_their_way_through_words() {
-        let counts = Counts { accepted: 1, requests: 2, moved: 3, evicted: 4, lost: u64::MAX };
+        let counts = Counters { accepted: 1, requests: 2, moved: 3, evicted: 4, lost: u64::MAX };
         assert_eq!(counts.to_string(), format!("accepted=1 requests=2 moved=3 evicted=4 lost={}", u64::MAX));
-        assert_eq!(Counts::from_words(&counts.to_string()), counts);
-        let mut sum = Counts::from_words("requests=5 unknown=7 moved=x lost=-1 accepted");
+        assert_eq!(Counters::from_words(&counts.to_string()), counts);
+        let mut sum = Counters::from_words("requests=5 unknown=7 moved=x lost=-1 accepted");
         sum += counts;
-        assert_eq!(sum - counts, Counts { requests: 5, ..Counts::default() });
+        assert_eq!(sum - counts, Counters { requests: 5, ..Counters::default() });
     }
 }

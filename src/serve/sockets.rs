@@ -1,0 +1,94 @@
+//! Where the listening sockets of a process come from.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+
+use crate::error::Error;
+use crate::handover::descriptors;
+use crate::handover::predecessor::Predecessor;
+use crate::operations::asker;
+use crate::operations::systemd;
+use crate::options::Options;
+use crate::server::listener::{self, Listener, NewFiles, Origin, Sorted};
+
+/// The listening sockets: inherited, or taken over, or bound; and those that a predecessor has handed over and
+/// that are not asked for any more.
+pub(super) fn open(
+    options: &Options,
+    predecessor: &mut Option<Predecessor>,
+    new_files: &mut NewFiles,
+) -> Result<Sorted, Error> {
+    let activated = systemd::sockets();
+    let is_given = options.graceful || activated.is_some();
+    let given = if is_given {
+        let sockets = inherit(activated, predecessor)?;
+        given(sockets, predecessor, |index| format!("descriptor {}", descriptors::number(index)))?
+    } else if let Some(path) = options.control.as_ref().filter(|_| options.takeover) {
+        let error = |error| Error::new(format!("take over from the process at {}", path.display()), error);
+        let (found, sockets) = asker::take_over(path).map_err(error)?.unzip();
+        *predecessor = found;
+        let sockets = sockets.unwrap_or_default();
+        given(sockets, predecessor, |index| format!("number {} of another process", index + 1))?
+    } else {
+        Vec::new()
+    };
+    // Without a predecessor nothing tells a mistake from a wish: the configuration of a service manager would
+    // silently have no effect.
+    let may_differ = predecessor.is_some() || !is_given;
+    let (listeners, unwanted) = Listener::open_all(&options.listen, given, |address| match may_differ {
+        true => Listener::bind(address, options.socket_mode, new_files),
+        false => {
+            Err(io::Error::new(ErrorKind::AddrNotAvailable, "no such socket was handed to this process"))
+        }
+    })?;
+    if let Some((_, listener)) = unwanted.first().filter(|_| !may_differ) {
+        return Err(listener.not_asked_for());
+    }
+    for listener in &listeners {
+        match listener.origin() {
+            Origin::New => log::info!("listening on a new file descriptor, {}", listener.address()),
+            Origin::Given(name) => {
+                log::info!("listening on the existing file {name}, {}", listener.address());
+            }
+        }
+    }
+    Ok((listeners, unwanted))
+}
+
+fn given(
+    sockets: Vec<OwnedFd>,
+    predecessor: &Option<Predecessor>,
+    name: impl Fn(usize) -> String,
+) -> Result<Vec<Listener>, Error> {
+    let given = sockets.into_iter().enumerate().map(|(index, socket)| {
+        let file = predecessor.as_ref().and_then(|predecessor| predecessor.file(index));
+        Listener::given(socket, file, name(index))
+    });
+    given.collect()
+}
+
+/// What was handed to this process when it was executed, by its predecessor or by a service manager. It is
+/// taken before anything else is opened, so that nothing else has its numbers.
+pub(super) fn inherit(
+    activated: Option<usize>,
+    predecessor: &mut Option<Predecessor>,
+) -> Result<Vec<OwnedFd>, Error> {
+    let mut sockets = Vec::new();
+    // The first is taken as it is, so that what is wrong with it can be said.
+    while activated.is_none_or(|count| sockets.len() < count)
+        && let Some(socket) = descriptors::inherited(descriptors::number(sockets.len()), |socket| {
+            sockets.is_empty() || activated.is_some() || listener::is_listening(socket)
+        })
+    {
+        sockets.push(socket);
+    }
+    if activated.is_none() {
+        let error = |error| Error::new("read the link to the predecessor", error);
+        *predecessor = Predecessor::inherited(sockets.len()).map_err(error)?;
+        if let (None, Some(pid)) = (&predecessor, systemd::meant_for()) {
+            let reason = format!("LISTEN_PID says that it is meant for process {pid}");
+            return Err(Error::new("take over the listening socket at descriptor 3", reason));
+        }
+    }
+    Ok(sockets)
+}

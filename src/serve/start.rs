@@ -1,0 +1,142 @@
+//! From the listening sockets to the first connection: what is opened, in which order, and when it may go.
+
+use std::io;
+use std::mem;
+use std::process;
+use std::sync::Arc;
+
+use super::{Server, is_started_by};
+use crate::error::Error;
+use crate::events::{Event, Events};
+use crate::handover::descriptors;
+use crate::handover::link::{Ancestry, Mode, Word};
+use crate::handover::moving::Mover;
+use crate::handover::predecessor::Predecessor;
+use crate::operations::configuration::{Configuration, Read};
+use crate::operations::keeper::Keeper;
+use crate::operations::places::Places;
+use crate::operations::ready_fd::ReadyFd;
+use crate::operations::requester::Requester;
+use crate::operations::signals::{Meaning, Signals};
+use crate::operations::systemd;
+use crate::operations::waiting::Waiting;
+use crate::process::Process;
+use crate::server::Connections;
+use crate::server::connection::Connection;
+use crate::server::listener::Listener;
+use crate::status::Status;
+
+impl Server {
+    /// Does everything until connections are accepted.
+    pub(super) fn start(
+        mut self,
+        predecessor: &mut Option<Predecessor>,
+        serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
+        reload: Arc<Read>,
+    ) -> Result<Process, Error> {
+        let mut keeper = Keeper::default();
+        let stays = self.options.stay || process::id() == 1 || systemd::is_there();
+        if stays && !is_started_by(predecessor) {
+            let stayed = keeper.stay(&self.listeners[0], &self.program.arguments);
+            stayed.map_err(|error| Error::new("become the parent of orphans", error))?;
+        }
+        let (unwanted, new_files) = (mem::take(&mut self.unwanted), mem::take(&mut self.new_files));
+        let ready_fd = self.ready_fd.take();
+        let before = predecessor.as_ref().map(Predecessor::pid);
+        let mut process = self.prepare(before, keeper, serve, reload)?;
+        go(&mut process, predecessor, unwanted)?;
+        new_files.keep();
+        ready_fd.into_iter().for_each(ReadyFd::report);
+        let Status { version, executable, .. } = process.publisher.status();
+        let version = if version.is_empty() { version } else { format!(" version {version},") };
+        log::info!("process {} is ready,{version} {}", process::id(), executable.display());
+        Ok(process)
+    }
+
+    /// Opens everything else that this process needs.
+    fn prepare(
+        self,
+        predecessor: Option<i32>,
+        keeper: Keeper,
+        serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
+        reload: Arc<Read>,
+    ) -> Result<Process, Error> {
+        let Server { options, program, listeners, limits, events, publisher, .. } = self;
+        descriptors::raise_limit();
+        descriptors::share_arena_if_limited();
+
+        let signals = signals(&events).map_err(|error| Error::new("handle signals", error))?;
+        let poster = events.poster();
+        let on_empty = move || poster.post(Event::Drained);
+        let connections =
+            Connections::new(listeners, Arc::clone(&limits), options.stack_size, serve, on_empty)
+                .map_err(|error| Error::new("start the accept thread", error))?;
+        publisher.set_usage(connections.usage());
+        let poster = events.poster();
+        let ask = move |requester, action| poster.post(Event::Asked(requester, action));
+        let places = Places::prepare(&options, predecessor, Arc::new(ask))?;
+        let poster = events.poster();
+        let report = move |reading| poster.post(Event::Reloaded(reading));
+        Ok(Process {
+            config: Configuration::new(options, limits, reload, Arc::new(report)),
+            program,
+            publisher,
+            connections,
+            places,
+            predecessor: None,
+            waiting: Waiting::default(),
+            mover: None,
+            keeper,
+            cut: 0,
+            events,
+            _signals: signals,
+        })
+    }
+}
+
+fn signals(events: &Events) -> io::Result<Signals> {
+    let poster = events.poster();
+    Signals::listen(move |signal, meaning| {
+        poster.post(match meaning {
+            Meaning::Asked(action) => Event::Asked(Requester::Signal(signal), action),
+            Meaning::Child => Event::Child,
+        });
+    })
+}
+
+/// Waits until connections may be accepted, and accepts them. A candidate is killed without a second thought,
+/// so it must not have one: until then they wait in the queues of the sockets.
+fn go(
+    process: &mut Process,
+    predecessor: &mut Option<Predecessor>,
+    unwanted: Vec<(usize, Listener)>,
+) -> Result<(), Error> {
+    if let Some(predecessor) = predecessor {
+        let mode = if process.config.options.overlap { Mode::Overlap } else { Mode::Alone };
+        let ancestry = predecessor.wait_for_go(mode, unwanted.iter().map(|&(index, _)| index));
+        let ancestry = ancestry.map_err(|reason| Error::new("succeed the predecessor", reason))?;
+        process.connections.set_socket_mode(process.config.options.socket_mode);
+        if ancestry.is_none() {
+            // Nobody else is there any more to do it.
+            unwanted.iter().for_each(|(_, listener)| listener.remove_file());
+        }
+        let Ancestry { generation, counts } = ancestry.unwrap_or(Ancestry::UNKNOWN);
+        process.publisher.publish(|published| published.generation = generation);
+        process.connections.count(counts);
+        // Without a thread for it, the predecessor keeps its connections.
+        let start = |socket| Mover::start(socket, process.connections.arrivals(true)).ok();
+        let moving = predecessor.moving().filter(|_| process.config.options.move_connections);
+        process.mover = moving.and_then(start);
+        process.mover.iter().for_each(|mover| mover.is_known(counts));
+    }
+    process.connections.accept();
+    for (_, listener) in &unwanted {
+        log::info!("no longer listening on {}", listener.address());
+    }
+    process.places.take();
+    systemd::ready();
+    if let Some(predecessor) = predecessor {
+        predecessor.say(&Word::Serving);
+    }
+    Ok(())
+}
