@@ -153,6 +153,14 @@ impl Request {
         self.body.input.connection.wait_for_hangup(after(timeout))
     }
 
+    /// Waits until the client has ended its side of the connection, as [`wait_for_hangup`](Self::wait_for_hangup)
+    /// does, or the process begins to [drain](Self::is_draining), at most for `timeout`, and returns whether
+    /// one of them has happened. A long poll ends then: the response goes out at once, and the client asks again,
+    /// on the same connection, which is answered by the successor.
+    pub fn wait_for_end(&self, timeout: Duration) -> bool {
+        self.body.input.connection.wait_for_end(after(timeout))
+    }
+
     /// Whether the process is draining: it no longer accepts connections, because it has handed over or is
     /// stopping. A health check may report it.
     pub fn is_draining(&self) -> bool {

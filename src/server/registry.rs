@@ -26,6 +26,8 @@ pub(crate) struct Registry {
     /// No further connection is accepted, and each response is the last of its connection, unless that can be
     /// moved.
     pub(super) draining: AtomicBool,
+    /// Readable while that is so.
+    pub(super) drain_begun: EventFd,
     mover: Mutex<Option<Arc<Mover>>>,
     /// Readable when the threads of idle connections are to look what has become of these. It is another one
     /// after each drain, because a thread may take its time.
@@ -56,6 +58,7 @@ impl Registry {
             expects_arrivals: AtomicBool::new(false),
             on_empty: Box::new(on_empty),
             draining: AtomicBool::new(false),
+            drain_begun: event()?,
             mover: Mutex::default(),
             moving: Mutex::new(Arc::new(event()?)),
             moved: AtomicU64::new(0),
@@ -125,6 +128,8 @@ impl Registry {
     /// as soon as no request is in flight.
     pub(super) fn drain(self: &Arc<Self>) {
         self.draining.store(true, Ordering::SeqCst);
+        // It fails only if that has been said more often than can be counted.
+        let _ = self.drain_begun.write(1);
         if let Some(mover) = self.mover().clone() {
             let connections = self.open().values().cloned().collect();
             mover.send_idle(Idle { connections, registry: Arc::clone(self) });
@@ -137,6 +142,7 @@ impl Registry {
         if !self.draining.swap(false, Ordering::SeqCst) {
             return;
         }
+        let _ = self.drain_begun.read();
         self.set_mover(None);
         match event() {
             Ok(event) => *lock(&self.moving) = Arc::new(event),

@@ -13,6 +13,7 @@ mod failed_successor;
 mod handover;
 mod held_up;
 mod hostile;
+mod jobs;
 mod last_words;
 mod limits;
 mod lines;

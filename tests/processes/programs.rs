@@ -20,10 +20,14 @@ use crate::server::{Directory, Server, exited, install_script, wait_for_end};
 #[path = "../../examples/hello.rs"]
 #[allow(dead_code)]
 mod hello;
+#[path = "../../examples/job.rs"]
+#[allow(dead_code)]
+mod job;
 
 type Run = fn(Options) -> ExitCode;
 
-const PROGRAMS: &[(&str, Run)] = &[("hello", hello::run), ("sigpipe", crate::sigpipe::run)];
+const PROGRAMS: &[(&str, Run)] =
+    &[("hello", hello::run), ("job", job::run), ("sigpipe", crate::sigpipe::run)];
 
 /// The variable that names the program.
 const PROGRAM: &str = "HANDOVER_TEST_PROGRAM";
@@ -103,7 +107,7 @@ pub fn start_by(script: &str, program: &str, options: &str) -> Server {
     let control = directory.join("control");
     command.env(OPTIONS, format!("control={} {options}", control.display()));
     command.env(PROGRAM, program).env(PARENT, process::id().to_string());
-    command.env("directory", directory.path());
+    command.env("directory", directory.path()).env("JOURNAL", directory.join("journal"));
     Server::start_command(command, directory)
 }
 

@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
 use super::Connection;
-use crate::deadline::{after, later, poll_until};
+use crate::deadline::{after, later, poll_until, readable};
 use crate::server::pace::Pace;
 
 /// The most time for the head of a request if that is to make room for another connection.
@@ -106,9 +106,18 @@ impl Connection {
 
     /// Waits until the client has ended its side, or until the deadline, and returns whether it has.
     pub(crate) fn wait_for_hangup(&self, deadline: Instant) -> bool {
+        poll_until(&mut [self.hangup()], Some(deadline))
+    }
+
+    /// The same, but a drain ends the wait as well.
+    pub(crate) fn wait_for_end(&self, deadline: Instant) -> bool {
+        poll_until(&mut [self.hangup(), readable(&self.registry.drain_begun)], Some(deadline))
+    }
+
+    fn hangup(&self) -> PollFd<'_> {
         // The input of an evicted connection has been ended here: then it is too early to tell.
         let end_of_input = if self.is_evicted() { 0 } else { POLLRDHUP };
-        self.wait_for(PollFlags::from_bits_retain(end_of_input), deadline).is_ok()
+        PollFd::new(self.socket.as_fd(), PollFlags::from_bits_retain(end_of_input))
     }
 
     /// Closes the write side, and reads until the client has closed its own, or until the deadline.

@@ -1,0 +1,71 @@
+//! A background job that runs in exactly one process at a time, through handovers and if a successor dies, and a
+//! long poll that ends when a handover begins: `cargo run --example job`, and then `kill -USR2` and `kill -INT`.
+//!
+//! It listens on a port that the system chooses, and writes into the file `journal`, or what JOURNAL names.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::{self, ExitCode};
+use std::time::Duration;
+use std::{env, thread};
+
+use handover::{Error, Handle, Options, Outcome, Request, Response, ResponseBox, Server};
+
+fn main() -> ExitCode {
+    // A successor is started with the same arguments and this one.
+    let graceful = env::args().any(|argument| argument == "--graceful");
+    run(Options { listen: vec!["127.0.0.1:0".to_owned()], graceful, ..Options::default() })
+}
+
+/// Serves until the process has been stopped or has handed over.
+pub fn run(options: Options) -> ExitCode {
+    match serve(options) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(options: Options) -> Result<Outcome, Error> {
+    let server = Server::bind(options)?;
+    for address in server.addresses() {
+        println!("process {} listens on {address}", process::id());
+    }
+    let journal = PathBuf::from(env::var_os("JOURNAL").unwrap_or("journal".into()));
+    let journal = match File::options().append(true).create(true).open(&journal) {
+        Ok(journal) => journal,
+        // The last moment to fail: a predecessor reports the reason, and goes on.
+        Err(error) => {
+            server.fail(format!("cannot open {}: {error}", journal.display()));
+            process::exit(1);
+        }
+    };
+    let handle = server.handle();
+    thread::spawn(move || job(&handle, journal));
+    server.serve(answer)
+}
+
+fn job(handle: &Handle, mut journal: File) -> io::Result<()> {
+    let pid = process::id();
+    while let Some(_hold) = handle.hold_when(Duration::MAX, |status| status.serves_alone()) {
+        writeln!(journal, "start {pid}")?;
+        handle.wait_until(Duration::MAX, |status| !status.state.serves());
+        // The successor does not begin, and this process does not end, before this is done.
+        thread::sleep(Duration::from_millis(50));
+        writeln!(journal, "stop {pid}")?;
+    }
+    Ok(())
+}
+
+fn answer(request: &mut Request) -> ResponseBox {
+    let text = match request.url() {
+        // Nothing happens that a client could be told of, but it need not ask again before half a minute has passed.
+        "/poll" if request.wait_for_end(Duration::from_secs(30)) => "ask again".to_owned(),
+        "/poll" => "nothing new".to_owned(),
+        _ => format!("Hello from {}!", process::id()),
+    };
+    Response::from_string(text).boxed()
+}
