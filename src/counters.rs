@@ -16,18 +16,47 @@ pub struct Counters {
     pub moved: u64,
     /// An idle connection was closed to make room for another one.
     pub evicted: u64,
+    /// There was no capacity for another connection, so that new ones had to wait in the kernel's queue; once for
+    /// each time that the log says `at capacity`.
+    pub at_capacity: u64,
+    /// A request was refused with 408 before its time, because it was slow to come and another connection waited.
+    /// No other client is turned away at the limit: one waits, and an idle one is `evicted`.
+    pub refused: u64,
     /// A request was cut, because it was still in flight at the drain deadline or when a second stop came.
     pub lost: u64,
+    /// A successor began to serve.
+    pub handovers: u64,
+    /// A successor was not started, did not become ready, or died, so that its predecessor served on or again. If
+    /// it had begun to serve, it has been counted among the `handovers`, too.
+    pub handovers_failed: u64,
 }
 
 impl Counters {
-    pub(crate) const NONE: Counters = Counters { accepted: 0, requests: 0, moved: 0, evicted: 0, lost: 0 };
+    const NAMES: [&'static str; 9] = [
+        "accepted",
+        "requests",
+        "moved",
+        "evicted",
+        "at-capacity",
+        "refused",
+        "lost",
+        "handovers",
+        "handovers-failed",
+    ];
 
-    const NAMES: [&'static str; 5] = ["accepted", "requests", "moved", "evicted", "lost"];
-
-    fn each(&mut self) -> [&mut u64; 5] {
-        let Counters { accepted, requests, moved, evicted, lost } = self;
-        [accepted, requests, moved, evicted, lost]
+    fn each(&mut self) -> [&mut u64; 9] {
+        let Counters {
+            accepted,
+            requests,
+            moved,
+            evicted,
+            at_capacity,
+            refused,
+            lost,
+            handovers,
+            handovers_failed,
+        } = self;
+        [accepted, requests, moved, evicted, at_capacity, refused, lost, handovers, handovers_failed]
     }
 
     /// What their [`Display`](fmt::Display) says. What it does not mention is 0, and what is unknown, because
@@ -77,8 +106,9 @@ mod tests {
 
     #[test]
     fn counts_survive_their_way_through_words() {
-        let counts = Counters { accepted: 1, requests: 2, moved: 3, evicted: 4, lost: u64::MAX };
-        assert_eq!(counts.to_string(), format!("accepted=1 requests=2 moved=3 evicted=4 lost={}", u64::MAX));
+        let counts = Counters { accepted: 1, requests: 2, handovers_failed: u64::MAX, ..Counters::default() };
+        let words = "accepted=1 requests=2 moved=0 evicted=0 at-capacity=0 refused=0 lost=0 handovers=0";
+        assert_eq!(counts.to_string(), format!("{words} handovers-failed={}", u64::MAX));
         assert_eq!(Counters::from_words(&counts.to_string()), counts);
         let mut sum = Counters::from_words("requests=5 unknown=7 moved=x lost=-1 accepted");
         sum += counts;

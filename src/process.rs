@@ -20,6 +20,7 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 use std::{io, process};
 
+use crate::counters::Counters;
 use crate::events::{Event, Events};
 use crate::handover::link::{Ancestry, Link, Mode, Word};
 use crate::handover::moving::{self, Mover};
@@ -130,6 +131,7 @@ impl Process {
         });
         let candidate = started.map_err(|error| {
             systemd::ready();
+            self.count_failure();
             log::error!("handover failed: cannot start {path}: {error}");
             format!("cannot start {path}: {error}")
         })?;
@@ -176,13 +178,27 @@ impl Process {
             }
         };
         let phase = self.serve_on(child);
+        self.count_failure();
         log::error!("handover failed: successor {pid} {failure}");
         requester.answer(Err(format!("successor {pid} {failure}")));
         stop.map_or(phase, |by| self.stop(&by))
     }
 
+    /// What a successor goes on with, which will have begun to serve then.
     fn ancestry_of_successor(&self) -> Ancestry {
-        Ancestry { generation: self.publisher.generation() + 1, counts: self.connections.counts() }
+        let mut counts = self.connections.counts();
+        counts.handovers += 1;
+        Ancestry { generation: self.publisher.generation() + 1, counts }
+    }
+
+    /// The successor serves.
+    fn count_handover(&self) {
+        self.connections.count(Counters { handovers: 1, ..Counters::default() });
+        self.publisher.publish(|published| published.handover = Some(Instant::now()));
+    }
+
+    fn count_failure(&self) {
+        self.connections.count(Counters { handovers_failed: 1, ..Counters::default() });
     }
 
     /// Everything is as it was before the successor, which may have left a child to wait for.

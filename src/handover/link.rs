@@ -56,7 +56,9 @@ pub(crate) struct Ancestry {
 
 impl Ancestry {
     /// That of a process whose predecessor has died without a word.
-    pub(crate) const UNKNOWN: Ancestry = Ancestry { generation: 2, counts: Counters::NONE };
+    pub(crate) fn unknown() -> Ancestry {
+        Ancestry { generation: 2, counts: Counters { handovers: 1, ..Counters::default() } }
+    }
 }
 
 /// Which process accepts connections after a handover: the successor, or both until an operator decides.

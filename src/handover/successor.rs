@@ -234,7 +234,10 @@ impl Candidate {
         if self.given_up.is_some() {
             return;
         }
-        let reason = reason.unwrap_or_else(|| format!("was not ready within {:?}", self.timeout));
+        let reason = reason.unwrap_or_else(|| match self.process.link.is_open() {
+            true => format!("was not ready within {:?}", self.timeout),
+            false => "gave up before it was ready".to_owned(),
+        });
         match &self.process.child {
             Some(child) => child.kill(),
             None => drop(self.process.link.say(&Word::No(reason.clone()))),
@@ -263,6 +266,10 @@ impl Candidate {
         let is_given_up = self.given_up.is_some();
         let is_late = is_given_up && (self.process.child.is_none() || Instant::now() >= self.deadline);
         let end = exited.or_else(|| self.process.has_left()).or(is_late.then_some(End::Left));
+        if !self.process.link.is_open() {
+            // It has nothing to become ready with, and a moment to exit.
+            self.deadline = self.deadline.min(Instant::now() + END_TIMEOUT);
+        }
         match (end, ready) {
             (Some(end @ End::Exited(_)), _) => Progress::Failed(self.failure(end), None),
             (Some(end), _) => Progress::Failed(self.failure(end), self.process.child.take()),

@@ -164,6 +164,7 @@ impl Process {
     /// No process accepts connections; but the listening sockets are still here.
     fn take_back(&mut self, successor: Option<Successor>, pid: u32, end: End) -> Phase {
         let phase = self.serve_on(successor.and_then(Successor::retire));
+        self.count_failure();
         self.connections.set_socket_mode(self.config.options.socket_mode);
         let lost = match self.connections.moved() {
             0 => String::new(),

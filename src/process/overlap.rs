@@ -34,9 +34,13 @@ impl Process {
                 // Its connections come to this process.
                 self.mover = self.mover_to(&mut successor);
             }
+            if matches!((&news, mode), (Some(News::Died(_)), _) | (Some(News::Leaving(_)), Mode::Alone)) {
+                self.count_failure();
+            }
             let reason = match news {
                 None => continue,
                 Some(News::Serving) => {
+                    self.count_handover();
                     requester.answer(Ok(format!("ok {pid}")));
                     if mode == Mode::Alone {
                         let mover = self.mover_to(&mut successor);

@@ -4,6 +4,7 @@ use std::io;
 use std::mem;
 use std::process;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{Server, is_started_by};
 use crate::error::Error;
@@ -120,8 +121,10 @@ fn go(
             // Nobody else is there any more to do it.
             unwanted.iter().for_each(|(_, listener)| listener.remove_file());
         }
-        let Ancestry { generation, counts } = ancestry.unwrap_or(Ancestry::UNKNOWN);
-        process.publisher.publish(|published| published.generation = generation);
+        let Ancestry { generation, counts } = ancestry.unwrap_or_else(Ancestry::unknown);
+        process.publisher.publish(|published| {
+            (published.generation, published.handover) = (generation, Some(Instant::now()));
+        });
         process.connections.count(counts);
         // Without a thread for it, the predecessor keeps its connections.
         let start = |socket| Mover::start(socket, process.connections.arrivals(true)).ok();

@@ -145,6 +145,8 @@ impl Acceptor {
                 if let Err(obstacle) = accepted {
                     self.entrance.registry.want_capacity();
                     if last_obstacle.replace(Instant::now()).is_none() {
+                        let counted = Counters { at_capacity: 1, ..Counters::default() };
+                        self.entrance.registry.count(counted);
                         log::warn!("at capacity: evicting idle connections, queueing new ones: {obstacle}");
                     }
                     // Meanwhile the listening sockets stay readable, so there is no use in polling them.

@@ -112,7 +112,11 @@ fn a_status_tells_how_the_process_is() {
         "requests=2".to_owned(),
         "moved=0".to_owned(),
         "evicted=0".to_owned(),
+        "at-capacity=0".to_owned(),
+        "refused=0".to_owned(),
         "lost=0".to_owned(),
+        "handovers=0".to_owned(),
+        "handovers-failed=0".to_owned(),
     ]);
     client.send("hi").unwrap();
     client.receive().unwrap();
@@ -122,6 +126,38 @@ fn a_status_tells_how_the_process_is() {
         let successor = server.hand_over();
         let generation = format!("generation={generation}");
         tells(&[format!("pid={successor}"), generation, "connections=0".to_owned(), "requests=2".to_owned()]);
+    }
+}
+
+#[test]
+fn handovers_are_counted_by_all_processes_together() {
+    let server = Server::start_replaceable(&["--probation", "1h"]);
+    let control = server.directory.join("control");
+    let expect = |handovers: u32, failed: u32| {
+        let status = ask(&control, "status").0;
+        assert!(status.contains(&format!(" handovers={handovers} handovers-failed={failed} ")), "{status}");
+        assert_eq!(status.contains(" since-handover="), handovers > 0, "{status}");
+    };
+    expect(0, 0);
+    // One that is not ready, and one that cannot be started.
+    install_script(&server.program(), "exit 1");
+    assert!(ask(&control, "restart").0.starts_with("error: "));
+    expect(0, 1);
+    fs::remove_file(server.program()).unwrap();
+    assert!(ask(&control, "restart").0.starts_with("error: "));
+    expect(0, 2);
+    install(&server.program());
+    let successor = server.hand_over();
+    expect(1, 2);
+    // One that dies, and is taken the place of.
+    signal_process(successor, Signal::SIGKILL);
+    server.expect("accepting connections again");
+    wait_until(|| server.control("control").is_ok_and(|pid| pid == server.first()), || server.log());
+    expect(1, 3);
+    for handovers in 2..4 {
+        server.set_serving(server.control("control").unwrap());
+        server.hand_over();
+        expect(handovers, 3);
     }
 }
 

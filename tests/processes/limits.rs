@@ -209,12 +209,16 @@ fn a_client_that_pipelines_holds_up_no_drain_and_no_stop() {
 
 #[test]
 fn at_capacity_slow_heads_make_room() {
-    let server = Server::start(&["--max-connections", "4", "--head-timeout", "1h"]);
+    let limits = ["--log-level", "debug", "--max-connections", "4", "--head-timeout", "1h"];
+    let server = Server::start_replaceable(&limits);
     let start = || Trickle::start(&server, "GET / HTTP/1.1\r\nX: ", "x", OFTEN);
     let slow: Vec<Trickle> = (0..4).map(|_| start()).collect();
     (0..4).for_each(|_| drop(server.expect("connected")));
     assert_eq!(server.get("/"), "Hello World");
     server.expect("408 Request Timeout");
+    // Who waited, and who was refused.
+    let status = handover::ask(&server.directory.join("control"), "status").unwrap();
+    assert!(status.contains(" at-capacity=1 refused=1 "), "{status}");
     drop(slow);
 }
 

@@ -26,8 +26,13 @@ mod job;
 
 type Run = fn(Options) -> ExitCode;
 
-const PROGRAMS: &[(&str, Run)] =
-    &[("hello", hello::run), ("job", job::run), ("sigpipe", crate::sigpipe::run)];
+const PROGRAMS: &[(&str, Run)] = &[
+    ("hello", hello::run),
+    ("job", job::run),
+    ("one", crate::handles::run_one),
+    ("two", crate::handles::run),
+    ("sigpipe", crate::sigpipe::run),
+];
 
 /// The variable that names the program.
 const PROGRAM: &str = "HANDOVER_TEST_PROGRAM";

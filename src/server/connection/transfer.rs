@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
 use super::Connection;
+use crate::counters::Counters;
 use crate::deadline::{after, later, poll_until, readable};
 use crate::server::pace::Pace;
 
@@ -44,6 +45,7 @@ impl Connection {
                     return Ok(());
                 }
                 if self.registry.evicts_slow() {
+                    self.registry.count(Counters { refused: 1, ..Counters::default() });
                     return Err(io::ErrorKind::TimedOut.into());
                 }
                 look = after(short);
