@@ -6,9 +6,7 @@ use std::process::{self, ExitCode};
 use handover::{Options, Request, Response, ResponseBox, serve};
 
 fn main() -> ExitCode {
-    // A successor is started with the same arguments and this one.
-    let graceful = std::env::args().any(|argument| argument == "--graceful");
-    run(Options { graceful, ..Options::default() })
+    run(Options::default())
 }
 
 /// Serves until the process has been stopped or has handed over.

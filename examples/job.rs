@@ -13,9 +13,7 @@ use std::{env, thread};
 use handover::{Error, Handle, Options, Outcome, Request, Response, ResponseBox, Server};
 
 fn main() -> ExitCode {
-    // A successor is started with the same arguments and this one.
-    let graceful = env::args().any(|argument| argument == "--graceful");
-    run(Options { listen: vec!["127.0.0.1:0".to_owned()], graceful, ..Options::default() })
+    run(Options { listen: vec!["127.0.0.1:0".to_owned()], ..Options::default() })
 }
 
 /// Serves until the process has been stopped or has handed over.

@@ -12,8 +12,6 @@
 //! fn main() -> ExitCode {
 //!     let options = Options {
 //!         listen: vec!["127.0.0.1:3000".to_owned()],
-//!         // A successor is started with the same arguments and this one.
-//!         graceful: std::env::args().any(|argument| argument == "--graceful"),
 //!         ..Options::default()
 //!     };
 //!     match serve(options, hello) {

@@ -1,5 +1,6 @@
 //! The options of a server, and which of them can change while it runs.
 
+use std::ffi::OsString;
 use std::mem;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::server::address::Address;
 
-/// How to serve. Every field has a default, so that with `..Default::default()` a new field breaks no caller.
+/// How to serve. Every field has a default, so that with `..Default::default()` a new field breaks no caller: those
+/// that come with a new version of this library are no breaking change, and naming all of them is not supported.
 ///
 /// [`Handler::reload`](crate::Handler::reload) may change the timeouts, `probation`, `limits` and
 /// `version`; the other fields keep their values until the next handover. `stay` and `ready_fd` are those of
@@ -20,13 +22,17 @@ pub struct Options {
     pub listen: Vec<String>,
     /// The permissions of the file of a Unix socket, which a handover sets anew. Default: 0660.
     pub socket_mode: u32,
-    /// Take over the listening sockets from descriptor 3 on instead of binding them. They have to listen on
-    /// [`listen`](Self::listen), unless they come from a predecessor: then those that are missing are bound, and
-    /// others are closed. Default: `false`.
+    /// The file that a successor executes, if it is not the program of this process, and the name that it is called
+    /// by. It is not searched in PATH. Default: this process as it was invoked, so that a new file, or a symbolic
+    /// link that leads to one, is followed.
+    pub program: Option<PathBuf>,
+    /// The arguments of a successor, without its name, if they are not those of this process. Default: those of this
+    /// process.
     ///
-    /// A successor is started with the argument `--graceful`, so a program has to set this when that is
-    /// among its own arguments. A program that is started by systemd with sockets sets it, too.
-    pub graceful: bool,
+    /// A successor needs none to be recognised: a variable in its environment, `HANDOVER`, says what it is. One
+    /// that is started by hand with sockets from descriptor 3 on and without `LISTEN_PID` is, by the argument
+    /// `--graceful`, in whichever place before `--`.
+    pub arguments: Option<Vec<OsString>>,
     /// Where to write the process ID. Default: nowhere.
     pub pid_file: Option<PathBuf>,
     /// How long a drain may take; what is in flight then is cut. Default: 20 s.
@@ -65,7 +71,7 @@ pub struct Options {
     pub stack_size: usize,
     /// What one client may use.
     pub limits: Limits,
-    /// The version of the program, for the log. Default: that of this library.
+    /// The version of the program, for the log and the [`Status`](crate::Status). Default: empty, and not mentioned.
     pub version: String,
 }
 
@@ -147,7 +153,8 @@ impl Default for Options {
         Options {
             listen: vec!["127.0.0.1:3000".to_owned()],
             socket_mode: 0o660,
-            graceful: false,
+            program: None,
+            arguments: None,
             pid_file: None,
             drain_timeout: Duration::from_secs(20),
             ready_timeout: Duration::from_secs(10),
@@ -160,7 +167,7 @@ impl Default for Options {
             takeover: false,
             stack_size: 2 << 20,
             limits: Limits::default(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: String::new(),
         }
     }
 }

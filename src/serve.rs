@@ -5,7 +5,6 @@
 mod sockets;
 mod start;
 
-use std::env;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +13,7 @@ use crate::events::Events;
 use crate::handle::Handle;
 use crate::handover::link::Word;
 use crate::handover::predecessor::Predecessor;
-use crate::handover::program::{GRACEFUL, Program};
+use crate::handover::program::Program;
 use crate::http::{self, Handler};
 use crate::operations::configuration::Read;
 use crate::operations::ready_fd::ReadyFd;
@@ -43,8 +42,7 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
 /// sockets.
 pub fn report_failure(reason: impl Display) {
     let mut predecessor = None;
-    let is_successor = env::args_os().any(|argument| argument == GRACEFUL);
-    if is_successor && sockets::inherit(None, &mut predecessor).is_ok() {
+    if sockets::is_successor() && sockets::inherit(None, &mut predecessor).is_ok() {
         fail(predecessor, reason);
     }
 }
@@ -105,8 +103,8 @@ impl Server {
     /// Opens what a successor finds under certain numbers, before anything else gets these. The predecessor is
     /// reported as soon as it is known.
     fn open(options: Options, predecessor: &mut Option<Predecessor>) -> Result<Server, Error> {
-        let program =
-            Program::of_successor().map_err(|error| Error::new("find out which program this is", error))?;
+        let program = Program::of_successor(options.program.as_deref(), options.arguments.as_deref())
+            .map_err(|error| Error::new("find out which program this is", error))?;
         if options.listen.is_empty() {
             return Err(Error::new("listen", "there is no address to listen on"));
         }

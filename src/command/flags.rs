@@ -46,7 +46,8 @@ static FLAGS: &[Flag] = &[
         .help("Permissions of a Unix socket [0660]"),
     Flag::new("    --message TEXT", |s, v| parsed(v, "text").map(|v| s.message = v))
         .help("What /, /test and /sleep answer [Hello World]"),
-    Flag::argument("    --graceful", |s, v| truth(v).map(|v| s.options.graceful = v))
+    // The library finds it itself.
+    Flag::argument("    --graceful", |_, v| truth(v).map(drop))
         .help("Take over the listening sockets from descriptor 3 on"),
     Flag::new("    --pid-file PATH", |s, v| path(v).map(|v| s.options.pid_file = Some(v)))
         .help("Write the process ID to PATH"),

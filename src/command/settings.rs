@@ -1,6 +1,7 @@
 //! The settings of the command: what the configuration file and, after it, the command line set. So the
 //! command line wins, and nothing takes effect before everything is understood.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -16,6 +17,8 @@ use super::flags::{self, Flag};
 
 /// Ten times what the routes need, unoptimized.
 const STACK_SIZE: usize = 256 << 10;
+
+const GRACEFUL: &str = "--graceful";
 
 /// What the command line asks for.
 pub(crate) enum Asked {
@@ -87,7 +90,12 @@ impl CommandLine {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            options: Options { stack_size: STACK_SIZE, ..Options::default() },
+            options: Options {
+                stack_size: STACK_SIZE,
+                arguments: Some(gracefully(env::args_os().skip(1).collect())),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                ..Options::default()
+            },
             message: "Hello World".to_owned(),
             log_level: LevelFilter::Info,
             access_log: false,
@@ -95,6 +103,16 @@ impl Default for Settings {
             request: None,
         }
     }
+}
+
+/// The arguments of a successor, with `--graceful` in them once: where it is already, or else at the end of the
+/// options. It shows in the list of processes which are successors.
+fn gracefully(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let end_of_options = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+    if !arguments[..end_of_options].iter().any(|argument| argument == GRACEFUL) {
+        arguments.insert(end_of_options, GRACEFUL.into());
+    }
+    arguments
 }
 
 impl Settings {
@@ -193,6 +211,24 @@ mod tests {
             assert_eq!(error, format!("cannot read {path}: it is not a regular file"));
         }
         fs::remove_file(&fifo).unwrap();
+    }
+
+    fn after(arguments: &[&str]) -> Vec<String> {
+        let arguments = gracefully(arguments.iter().map(Into::into).collect());
+        arguments.into_iter().map(|argument| argument.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn graceful_is_added_once() {
+        assert_eq!(after(&[]), ["--graceful"]);
+        assert_eq!(after(&["--message", "Hi"]), ["--message", "Hi", "--graceful"]);
+        assert_eq!(after(&["--graceful", "--message", "Hi"]), ["--graceful", "--message", "Hi"]);
+    }
+
+    #[test]
+    fn graceful_stays_an_option() {
+        assert_eq!(after(&["-v", "--", "file"]), ["-v", "--graceful", "--", "file"]);
+        assert_eq!(after(&["--", "--graceful"]), ["--graceful", "--", "--graceful"]);
     }
 
     #[test]

@@ -7,13 +7,19 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Mutex;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
+use crate::lock::lock;
+
 /// The first listening socket. Below it are standard input, output and error.
 pub(crate) const FIRST: RawFd = 3;
+
+/// Locked while a descriptor is looked at and taken.
+static TAKING: Mutex<()> = Mutex::new(());
 
 /// Lends a descriptor that was handed to this process when it was executed. What comes through execve(2) is
 /// not close-on-exec, and what Rust opens always is.
@@ -23,17 +29,25 @@ fn look_at(number: RawFd) -> Option<BorrowedFd<'static>> {
         return None;
     }
     // SAFETY: it is not -1. If it is not open, or is another descriptor than the one that was inherited, all
-    // that happens to it is fcntl(2) F_GETFD, which has no effect. The only caller beside `inherited` is in
-    // this module, too, and borrows it for the length of one system call without an effect.
+    // that happens to it is fcntl(2) F_GETFD, which has no effect. The callers beside `inherited` are in this
+    // module, too, and borrow it for the length of system calls without an effect.
     let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
     let flags = FdFlag::from_bits_retain(fcntl(descriptor, FcntlArg::F_GETFD).ok()?);
     (!flags.contains(FdFlag::FD_CLOEXEC)).then_some(descriptor)
+}
+
+/// Whether there is a descriptor under this number that was handed to this process when it was executed, and is
+/// what `is_wanted` looks for.
+pub(crate) fn is_inherited(number: RawFd, is_wanted: impl Fn(BorrowedFd<'_>) -> bool) -> bool {
+    look_at(number).is_some_and(is_wanted)
 }
 
 /// Takes ownership of a descriptor that was handed to this process when it was executed, and makes it
 /// close-on-exec. `None` if there is none under this number, or if it is not what `is_wanted` looks for.
 #[allow(unsafe_code)]
 pub(crate) fn inherited(number: RawFd, is_wanted: impl Fn(BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
+    // Two servers may begin at the same time.
+    let _taking = lock(&TAKING);
     let descriptor = look_at(number).filter(|descriptor| is_wanted(*descriptor))?;
     fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
     // SAFETY: it is open, and came with the process image. By the protocol between predecessor and successor,

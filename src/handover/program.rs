@@ -15,8 +15,17 @@ use std::path::{Path, PathBuf};
 
 use super::descriptors;
 
-/// The flag that tells a process to take over descriptor 3 instead of binding.
-pub(crate) const GRACEFUL: &str = "--graceful";
+/// The argument that tells a process to take over descriptor 3 instead of binding.
+const GRACEFUL: &str = "--graceful";
+
+/// The variable that tells a process that a predecessor has started it. It is of no use to its own children, which
+/// inherit it with the environment, so a link has to lie behind the sockets as well.
+pub(crate) const VARIABLE: &str = "HANDOVER";
+
+/// Whether [`GRACEFUL`] is among the arguments of this process: before `--`, behind which there are no options.
+pub(crate) fn is_graceful() -> bool {
+    env::args_os().skip(1).take_while(|argument| argument != "--").any(|argument| argument == GRACEFUL)
+}
 
 /// A program with its arguments, as execve(2) takes them.
 #[derive(Debug)]
@@ -33,17 +42,22 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// The successor of this process: this program as it was invoked, with `--graceful` once.
+    /// The successor of this process: this program as it was invoked, unless another one or other arguments are
+    /// given.
     ///
     /// To be called before the working directory changes, because the name may be relative to it.
-    pub(crate) fn of_successor() -> io::Result<Program> {
-        let mut arguments = env::args_os();
-        let name = arguments.next().unwrap_or_default();
-        let path = match found_by_name(&name).filter(|path| is_running(path)) {
-            Some(path) => path,
-            None => env::current_exe()?,
+    pub(crate) fn of_successor(
+        program: Option<&Path>,
+        arguments: Option<&[OsString]>,
+    ) -> io::Result<Program> {
+        let mut own = env::args_os();
+        let name = own.next().unwrap_or_default();
+        let (path, name) = match (program, found_by_name(&name).filter(|path| is_running(path))) {
+            (Some(program), _) => (env::current_dir()?.join(program), program.into()),
+            (None, Some(path)) => (path, name),
+            (None, None) => (env::current_exe()?, name),
         };
-        let arguments = gracefully(arguments.collect());
+        let arguments = arguments.map_or_else(|| own.collect(), <[OsString]>::to_vec);
         Ok(Program { path, name, arguments, keep_back: descriptors::others_inherited() })
     }
 }
@@ -64,37 +78,5 @@ fn is_running(path: &Path) -> bool {
     match (identity(path), identity(Path::new("/proc/self/exe"))) {
         (Ok(named), Ok(running)) => named == running,
         _ => false,
-    }
-}
-
-/// The arguments with `--graceful` in them once: where it is already, or else at the end of the options.
-fn gracefully(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let end_of_options = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
-    if !arguments[..end_of_options].iter().any(|argument| argument == GRACEFUL) {
-        arguments.insert(end_of_options, GRACEFUL.into());
-    }
-    arguments
-}
-
-#[cfg(test)]
-mod tests {
-    use super::gracefully;
-
-    fn after(arguments: &[&str]) -> Vec<String> {
-        let arguments = gracefully(arguments.iter().map(Into::into).collect());
-        arguments.into_iter().map(|argument| argument.into_string().unwrap()).collect()
-    }
-
-    #[test]
-    fn graceful_is_added_once() {
-        assert_eq!(after(&[]), ["--graceful"]);
-        assert_eq!(after(&["--message", "Hi"]), ["--message", "Hi", "--graceful"]);
-        assert_eq!(after(&["--graceful", "--message", "Hi"]), ["--graceful", "--message", "Hi"]);
-    }
-
-    #[test]
-    fn graceful_stays_an_option() {
-        assert_eq!(after(&["-v", "--", "file"]), ["-v", "--graceful", "--", "file"]);
-        assert_eq!(after(&["--", "--graceful"]), ["--graceful", "--", "--graceful"]);
     }
 }

@@ -18,10 +18,10 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::descriptors;
-use super::program::Program;
+use super::program::{Program, VARIABLE};
 
-/// What a service manager has meant for this process, and not for its successors; sd_listen_fds(3).
-const OWN_VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+/// What a service manager, sd_listen_fds(3), or a predecessor has meant for this process, and not for its successors.
+const OWN_VARIABLES: [&str; 4] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", VARIABLE];
 
 /// A child. When it ends it is a zombie until it has been waited for.
 #[derive(Debug)]
@@ -49,7 +49,8 @@ pub(crate) fn spawn(
         variable.push(value);
         c_string(variable)
     });
-    let environment = environment.collect::<io::Result<Vec<_>>>()?;
+    let graceful = c_string(format!("{VARIABLE}=1").into());
+    let environment = environment.chain([graceful]).collect::<io::Result<Vec<_>>>()?;
 
     // dup2(2) onto its own number would leave close-on-exec set, and onto another source would overwrite it.
     let duplicate =

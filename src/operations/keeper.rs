@@ -169,6 +169,8 @@ impl Line {
         let held = fs::read_link(format!("/proc/{pid}/fd/{}", descriptors::FIRST));
         held.is_ok_and(|held| held.as_os_str() == self.socket.as_str())
             || fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|all| all.ends_with(&self.arguments))
+                // What any program ends with that has arguments says nothing.
+                && (self.arguments.len() > 1 || stat(pid).is_some_and(|stat| stat.name == self.name))
     }
 }
 

@@ -1,11 +1,14 @@
 //! Where the listening sockets of a process come from.
 
+use std::env;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 
 use crate::error::Error;
 use crate::handover::descriptors;
+use crate::handover::link::Link;
 use crate::handover::predecessor::Predecessor;
+use crate::handover::program;
 use crate::operations::asker;
 use crate::operations::systemd;
 use crate::options::Options;
@@ -19,7 +22,7 @@ pub(super) fn open(
     new_files: &mut NewFiles,
 ) -> Result<Sorted, Error> {
     let activated = systemd::sockets();
-    let is_given = options.graceful || activated.is_some();
+    let is_given = activated.is_some() || is_successor();
     let given = if is_given {
         let sockets = inherit(activated, predecessor)?;
         given(sockets, predecessor, |index| format!("descriptor {}", descriptors::number(index)))?
@@ -65,6 +68,15 @@ fn given(
         Listener::given(socket, file, name(index))
     });
     given.collect()
+}
+
+/// Whether this process is told, by an argument, that sockets were handed to it, or by a variable that a
+/// predecessor has set, whose link lies behind them. Programs that this process starts inherit the variable.
+pub(super) fn is_successor() -> bool {
+    let is_socket = |&number: &_| descriptors::is_inherited(number, listener::is_listening);
+    let behind = || (descriptors::FIRST..).find(|number| !is_socket(number)).unwrap_or(descriptors::FIRST);
+    program::is_graceful()
+        || env::var_os(program::VARIABLE).is_some() && descriptors::is_inherited(behind(), Link::is_behind)
 }
 
 /// What was handed to this process when it was executed, by its predecessor or by a service manager. It is

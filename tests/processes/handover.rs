@@ -110,6 +110,7 @@ fn the_two_hundredth_successor_with_three_sockets_is_like_the_first() {
 fn the_last_is_like_the_first(server: &Server) {
     let mut expected = Appearance::of(server.first());
     expected.arguments.extend(b"--graceful\0");
+    expected.environment.extend(b"HANDOVER=1\0");
     assert_eq!(expected.settings.len(), 4);
     for _ in 0..200 {
         let predecessor = server.serving();

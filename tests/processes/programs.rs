@@ -11,11 +11,11 @@ use std::time::Duration;
 use std::{env, fs};
 
 use handover::Options;
-use nix::unistd::getppid;
 
 use crate::client::Client;
 use crate::load::{Kind, Load};
 use crate::server::{Directory, Server, exited, install_script, wait_for_end};
+use crate::supervised::is_installed;
 
 #[path = "../../examples/hello.rs"]
 #[allow(dead_code)]
@@ -38,8 +38,6 @@ const PROGRAMS: &[(&str, Run)] = &[
 const PROGRAM: &str = "HANDOVER_TEST_PROGRAM";
 /// The variable with its options; see [`options`].
 const OPTIONS: &str = "HANDOVER_TEST_OPTIONS";
-/// The variable with the number of a process that is no predecessor.
-const PARENT: &str = "HANDOVER_TEST_PARENT";
 
 /// No test, but the programs.
 #[test]
@@ -54,11 +52,7 @@ fn embedding_program() -> ExitCode {
 
 /// Options from words such as `stay` and `control=/path`.
 fn options(words: &str) -> Options {
-    let mut options = Options {
-        listen: vec!["127.0.0.1:0".to_owned()],
-        graceful: env::var(PARENT).unwrap() != getppid().to_string(),
-        ..Options::default()
-    };
+    let mut options = Options { listen: vec!["127.0.0.1:0".to_owned()], ..Options::default() };
     for word in words.split_whitespace() {
         let (name, value) = word.split_once('=').unwrap_or((word, ""));
         let milliseconds = || Duration::from_millis(value.parse().unwrap());
@@ -66,6 +60,10 @@ fn options(words: &str) -> Options {
             "control" => options.control = Some(value.into()),
             "drain-timeout" => options.drain_timeout = milliseconds(),
             "no-move" => options.move_connections = false,
+            "other-successor" => {
+                options.program = Some(Path::new(&env::var("directory").unwrap()).join("other"));
+                options.arguments = Some(["an argument", "--"].map(Into::into).to_vec());
+            }
             "overlap" => options.overlap = true,
             "probation" => options.probation = milliseconds(),
             "ready-fd" => options.ready_fd = Some(value.parse().unwrap()),
@@ -107,11 +105,9 @@ pub fn start_by(script: &str, program: &str, options: &str) -> Server {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{script} exec \"$@\""), "sh"]).arg(directory.join("program"));
     command.args(["--ignored", "--exact", "programs::embedding_program", "--nocapture"]);
-    // The argument of a successor, as a value for which the harness of the tests has no use.
-    command.args(["--skip", "--graceful"]);
     let control = directory.join("control");
     command.env(OPTIONS, format!("control={} {options}", control.display()));
-    command.env(PROGRAM, program).env(PARENT, process::id().to_string());
+    command.env(PROGRAM, program);
     command.env("directory", directory.path()).env("JOURNAL", directory.join("journal"));
     Server::start_command(command, directory)
 }
@@ -121,6 +117,46 @@ pub fn install_program(path: &Path) {
     let link = path.with_extension("new");
     symlink(env::current_exe().unwrap(), &link).unwrap();
     fs::rename(link, path).unwrap();
+}
+
+#[test]
+fn a_program_says_which_program_its_successor_is_and_with_which_arguments() {
+    let server = start("hello", "other-successor");
+    let [program, arguments] = ["program", "arguments"].map(|name| server.directory.join(name));
+    let own = "--ignored --exact programs::embedding_program --nocapture";
+    let script =
+        format!("printf '%s;' \"$0\" \"$@\" >{}; exec {} {own}", arguments.display(), program.display());
+    let other = server.directory.join("other");
+    install_script(&other, &script);
+    for _ in 0..2 {
+        let old = server.serving();
+        let new = server.hand_over();
+        assert_eq!(wait_for_end(old), exited(old, 0));
+        assert_eq!(server.hello(), new);
+        let called = fs::read_to_string(&arguments).unwrap();
+        assert_eq!(called, format!("{};an argument;--;", other.display()));
+        fs::remove_file(&arguments).unwrap();
+    }
+}
+
+#[test]
+fn what_a_predecessor_has_said_in_the_environment_is_not_believed_without_its_link() {
+    if !is_installed("python3") {
+        return;
+    }
+    // As in what a handler of a successor starts. Behind the second, there is a socket, but no link.
+    let sockets = "python3 -c 'import os, socket, sys; s = socket.socket(); s.listen(); os.dup2(s.fileno(), 3); \
+                   os.execv(sys.argv[1], sys.argv[1:])'";
+    for script in ["HANDOVER=1", &format!("exec env HANDOVER=1 {sockets} \"$@\";")] {
+        let server = start_by(script, "hello", "");
+        assert!(server.log().contains("listening on a new file descriptor"), "{}", server.log());
+        assert_eq!(server.hello(), server.first());
+        // The variable is not there twice.
+        let successor = server.hand_over();
+        let environment = fs::read(format!("/proc/{successor}/environ")).unwrap();
+        let variables = environment.split(|&byte| byte == 0);
+        assert_eq!(variables.filter(|variable| variable.starts_with(b"HANDOVER=")).count(), 1);
+    }
 }
 
 #[test]

@@ -186,7 +186,7 @@ impl Server {
         };
         let listening = server.expect("listening on ");
         server.address = listening.rsplit(' ').next().unwrap().parse().unwrap();
-        server.command = number_after(&server.expect(" is ready, version "), "process ");
+        server.command = number_after(&server.expect(" is ready, "), "process ");
         server.serving.set(server.command);
         server
     }
