@@ -10,7 +10,7 @@ use std::process::{self, ExitCode};
 use std::time::Duration;
 use std::{env, thread};
 
-use handover::{Error, Handle, Options, Outcome, Request, Response, ResponseBox, Server};
+use handover::{Error, Handle, Options, Outcome, Request, Response, ResponseBox, Server, Status};
 
 fn main() -> ExitCode {
     run(Options { listen: vec!["127.0.0.1:0".to_owned()], ..Options::default() })
@@ -48,7 +48,7 @@ fn serve(options: Options) -> Result<Outcome, Error> {
 
 fn job(handle: &Handle, mut journal: File) -> io::Result<()> {
     let pid = process::id();
-    while let Some(_hold) = handle.hold_when(Duration::MAX, |status| status.serves_alone()) {
+    while let Some(_hold) = handle.hold_when(Duration::MAX, Status::serves_alone) {
         writeln!(journal, "start {pid}")?;
         handle.wait_until(Duration::MAX, |status| !status.state.serves());
         // The successor does not begin, and this process does not end, before this is done.

@@ -14,7 +14,7 @@ use crate::watch::Watch;
 /// A server, for any thread, before, while and after it serves; from [`Server::handle`](crate::Server::handle).
 ///
 /// What is asked for means the same as from a signal or through the control socket, and is done in turn.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Handle(pub(crate) Arc<Watch>);
 
 impl Handle {
@@ -77,11 +77,12 @@ impl Handle {
     ///
     /// ```no_run
     /// # use std::{thread, time::Duration};
+    /// # use handover::Status;
     /// # let handle: handover::Handle = unimplemented!();
     /// # fn start() {}
     /// # fn stop() {}
     /// thread::spawn(move || {
-    ///     while let Some(_hold) = handle.hold_when(Duration::MAX, |status| status.serves_alone()) {
+    ///     while let Some(_hold) = handle.hold_when(Duration::MAX, Status::serves_alone) {
     ///         start();
     ///         handle.wait_until(Duration::MAX, |status| !status.state.serves());
     ///         // The successor, or the exit, waits for this, at most until the drain deadline.
@@ -116,6 +117,7 @@ impl Handle {
 }
 
 /// Keeps a drain from being complete; see [`Handle::hold`].
+#[derive(Debug)]
 #[must_use = "it holds the process only until it is dropped"]
 pub struct Hold(Arc<Watch>);
 

@@ -29,6 +29,10 @@
 //! }
 //! ```
 //!
+//! [`serve()`] is all of it. A program that has something of its own to prepare, or to know, [binds](Server::bind) a
+//! [`Server`] first, and serves then; its [`Handle`] stops and replaces the server from any thread, reports its
+//! [`Status`], and lets a background job run in exactly one process at a time. `examples/job.rs` does that.
+//!
 //! # How a process is replaced
 //!
 //! The listening sockets outlive the processes. A process that receives SIGUSR2 starts the program again, the
@@ -67,6 +71,7 @@
 //!
 //! Start with `process.rs`: a table of what each event means in each phase, and one function for each phase.
 //! `serve.rs` is what comes before, how a process begins, and `events.rs` the one place where its loop waits.
+//! What the loop publishes for other threads is in `watch.rs`, and `handle.rs` is what a program sees of that.
 //! They rest on four folders, none of which knows them:
 //!
 //! - `handover`, the mechanism: the protocol (`mod.rs`) and its words (`link.rs`), the process after this one

@@ -5,6 +5,7 @@ use std::process::{ExitCode, ExitStatus};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Outcome {
     /// The number of requests that were cut, because they were still in flight at the drain deadline or when
     /// a second stop came.

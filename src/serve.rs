@@ -5,7 +5,7 @@
 mod sockets;
 mod start;
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::sync::{Arc, Mutex};
 
 use crate::error::Error;
@@ -62,6 +62,23 @@ fn fail(predecessor: Option<Predecessor>, reason: impl Display) {
 ///
 /// If this is dropped, the sockets are given up, and a predecessor that has started this process kills it a second
 /// later.
+///
+/// ```
+/// use std::thread;
+///
+/// use handover::{Options, Request, Response, Server, State};
+///
+/// // As in a test: on a free port, in a thread, until it is told to stop.
+/// let server = Server::bind(Options { listen: vec!["127.0.0.1:0".to_owned()], ..Options::default() })?;
+/// println!("listening on {}", server.addresses()[0]);
+/// let handle = server.handle();
+/// let serving = thread::spawn(|| server.serve(|_: &mut Request| Response::from_string("Hello").boxed()));
+///
+/// handle.stop();
+/// assert_eq!(serving.join().unwrap()?.cut, 0);
+/// assert_eq!(handle.status().state, State::Ended);
+/// # Ok::<(), handover::Error>(())
+/// ```
 ///
 /// Several servers in one process work, for instance in tests, with their own [`Handle`]s each. What belongs to the
 /// process is shared: a signal is for all of them, and what a predecessor or a service manager has handed to
@@ -181,6 +198,12 @@ impl Server {
                 Err(error)
             }
         }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("addresses", &self.addresses()).finish_non_exhaustive()
     }
 }
 

@@ -1,6 +1,7 @@
 //! What other threads see of a process: its loop publishes it, and they may wait for a change.
 
 use std::env;
+use std::fmt;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::process;
@@ -41,6 +42,12 @@ pub(crate) struct Published {
     pub(crate) version: String,
     pub(crate) generation: u64,
     pub(crate) handover: Option<Instant>,
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.status().fmt(f)
+    }
 }
 
 impl Watch {
