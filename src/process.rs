@@ -70,6 +70,9 @@ pub(crate) struct Process {
     pub(crate) waiting: Waiting,
     /// What moves connections from another process to this one, and back.
     pub(crate) mover: Option<Mover>,
+    /// What would move connections, if they are not to be moved. The other process sees by its end that this one has
+    /// drained.
+    pub(crate) unused_mover: Option<Mover>,
     pub(crate) keeper: Keeper,
     /// How many requests were cut.
     pub(crate) cut: usize,
@@ -145,7 +148,10 @@ impl Process {
         let listeners = self.connections.listeners().iter();
         Ok(Handed {
             sockets: listeners.map(|listener| (listener.as_fd(), listener.file())).collect(),
-            mover: Mover::start(ours, self.connections.arrivals(false))?,
+            mover: Mover::start(
+                ours,
+                self.connections.arrivals(false, !self.config.options.move_connections),
+            )?,
             moving,
             above: self.predecessor.as_ref().map(Predecessor::link),
         })
@@ -206,6 +212,7 @@ impl Process {
         self.keeper.retire(child);
         self.keeper.reap();
         self.keeper.forget();
+        self.unused_mover = None;
         self.connections.accept();
         self.places.restore();
         systemd::ready();

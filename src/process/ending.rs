@@ -89,7 +89,12 @@ impl Process {
 
     pub(super) fn drain(&mut self, mut successor: Option<Successor>, mover: Option<Mover>) -> Phase {
         self.publish(State::Draining);
-        self.connections.drain(mover);
+        let (used, unused) = match self.config.options.move_connections {
+            true => (mover, None),
+            false => (None, mover),
+        };
+        self.unused_mover = unused;
+        self.connections.drain(used);
         match successor.as_ref().map(Successor::pid) {
             Some(pid) => log::info!("handed over to successor {pid}; draining, {}", self.connections),
             None => log::info!("draining, {}", self.connections),
@@ -106,6 +111,7 @@ impl Process {
                 }
                 // What was cut is reported to the other process.
                 self.connections.keep_connections();
+                self.unused_mover = None;
                 if self.connections.moved() > 0 {
                     log::info!("drained, moved={}", self.connections.moved());
                 }

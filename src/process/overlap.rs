@@ -4,7 +4,6 @@ use super::{Phase, Process};
 use crate::deadline::after;
 use crate::events::Event;
 use crate::handover::link::Mode;
-use crate::handover::moving::Mover;
 use crate::handover::successor::{News, Successor};
 use crate::operations::requester::{Action, Requester};
 use crate::status::State;
@@ -32,7 +31,7 @@ impl Process {
             let news = successor.news();
             if let Some(News::Leaving(_)) = news {
                 // Its connections come to this process.
-                self.mover = self.mover_to(&mut successor);
+                self.mover = successor.mover();
             }
             if matches!((&news, mode), (Some(News::Died(_)), _) | (Some(News::Leaving(_)), Mode::Alone)) {
                 self.count_failure();
@@ -43,7 +42,7 @@ impl Process {
                     self.count_handover();
                     requester.answer(Ok(format!("ok {pid}")));
                     if mode == Mode::Alone {
-                        let mover = self.mover_to(&mut successor);
+                        let mover = successor.mover();
                         return Phase::Drain(Some(successor), mover);
                     }
                     log::info!("both this process and successor {pid} accept connections");
@@ -70,7 +69,7 @@ impl Process {
         let pid = successor.pid();
         let successor_leaves = matches!(successor.last_news(), Some(News::Leaving(_) | News::Died(_)));
         let is_watched = self.keeper.pass_on(by, Action::Stop, Some(pid));
-        let mover = self.mover_to(&mut successor);
+        let mover = successor.mover();
         let without = successor.without().to_vec();
         self.keeper.retire(successor.retire());
         if is_watched || successor_leaves {
@@ -80,9 +79,5 @@ impl Process {
         log::info!("{by}: successor {pid} goes on alone");
         by.answer(Ok("ok".to_owned()));
         Phase::Drain(None, mover)
-    }
-
-    fn mover_to(&self, successor: &mut Successor) -> Option<Mover> {
-        successor.mover().filter(|_| self.config.options.move_connections)
     }
 }

@@ -87,6 +87,7 @@ impl Server {
             predecessor: None,
             waiting: Waiting::default(),
             mover: None,
+            unused_mover: None,
             keeper,
             cut: 0,
             events,
@@ -127,9 +128,9 @@ fn go(
         });
         process.connections.count(counts);
         // Without a thread for it, the predecessor keeps its connections.
-        let start = |socket| Mover::start(socket, process.connections.arrivals(true)).ok();
-        let moving = predecessor.moving().filter(|_| process.config.options.move_connections);
-        process.mover = moving.and_then(start);
+        let are_refused = !process.config.options.move_connections;
+        let start = |socket| Mover::start(socket, process.connections.arrivals(true, are_refused)).ok();
+        process.mover = predecessor.moving().and_then(start);
         process.mover.iter().for_each(|mover| mover.is_known(counts));
     }
     process.connections.accept();

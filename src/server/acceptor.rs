@@ -66,6 +66,7 @@ pub(super) struct Arrivals {
     pub(super) entrance: Arc<Entrance>,
     /// A drain is not complete before the other process has ended.
     pub(super) are_expected: bool,
+    pub(super) are_refused: bool,
     pub(super) count: AtomicUsize,
 }
 
@@ -83,6 +84,9 @@ impl Drop for Arrivals {
 
 impl Host for Arrivals {
     fn receive(&self, socket: OwnedFd, line: &str) -> Option<Received> {
+        if self.are_refused {
+            return None;
+        }
         let Entrance { workers, registry, capacity, .. } = &*self.entrance;
         if capacity.as_ref().is_some_and(|capacity| registry.open().len() >= capacity.connections) {
             return None;

@@ -86,11 +86,11 @@ impl Connections {
         self.set_gate(Gate::Open);
     }
 
-    /// What takes in the connections that another process moves to this one. If they are expected, a drain is
-    /// not complete before that process has ended.
-    pub(crate) fn arrivals(&self, are_expected: bool) -> impl Host {
+    /// What takes in the connections that another process moves to this one, or refuses them. If they are expected,
+    /// a drain is not complete before that process has drained.
+    pub(crate) fn arrivals(&self, are_expected: bool, are_refused: bool) -> impl Host {
         self.registry.expects_arrivals.fetch_or(are_expected, Ordering::SeqCst);
-        Arrivals { entrance: Arc::clone(&self.entrance), are_expected, count: 0.into() }
+        Arrivals { entrance: Arc::clone(&self.entrance), are_expected, are_refused, count: 0.into() }
     }
 
     /// Whether another process drains that may move connections here.

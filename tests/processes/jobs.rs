@@ -70,6 +70,11 @@ fn a_job_runs_in_one_process_at_a_time_through_twenty_handovers() {
 }
 
 #[test]
+fn a_job_runs_in_one_process_at_a_time_if_connections_are_not_moved() {
+    twenty_handovers("no-move");
+}
+
+#[test]
 fn a_job_runs_in_one_process_at_a_time_beside_a_process_that_stays() {
     twenty_handovers("stay");
 }
