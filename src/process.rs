@@ -213,6 +213,7 @@ impl Process {
         self.keeper.reap();
         self.keeper.forget();
         self.unused_mover = None;
+        self.publish(State::Running);
         self.connections.accept();
         self.places.restore();
         systemd::ready();

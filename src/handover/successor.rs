@@ -236,7 +236,7 @@ impl Candidate {
         }
         let reason = reason.unwrap_or_else(|| match self.process.link.is_open() {
             true => format!("was not ready within {:?}", self.timeout),
-            false => "gave up before it was ready".to_owned(),
+            false => "closed the link before it was ready".to_owned(),
         });
         match &self.process.child {
             Some(child) => child.kill(),

@@ -25,7 +25,7 @@ use crate::process::Process;
 use crate::server::Connections;
 use crate::server::connection::Connection;
 use crate::server::listener::Listener;
-use crate::status::Status;
+use crate::status::{State, Status};
 
 impl Server {
     /// Does everything until connections are accepted.
@@ -133,6 +133,10 @@ fn go(
         process.mover = predecessor.moving().and_then(start);
         process.mover.iter().for_each(|mover| mover.is_known(counts));
     }
+    // Before a client can ask for it.
+    process.publisher.publish(|published| {
+        (published.state, published.predecessors) = (State::Running, usize::from(predecessor.is_some()));
+    });
     process.connections.accept();
     for (_, listener) in &unwanted {
         log::info!("no longer listening on {}", listener.address());

@@ -130,7 +130,7 @@ fn a_program_that_gives_up_before_it_serves_leaves_its_predecessor_as_it_was() {
         fs::write(server.directory.join("journal"), how).unwrap();
         let answer = server.get("/restart");
         // It need not exit for that.
-        let expected = format!("gave up before it was ready, and was killed by SIGKILL{reason}");
+        let expected = format!("closed the link before it was ready, and was killed by SIGKILL{reason}");
         assert!(answer.ends_with(&expected), "{answer}");
         server.expect_processes(&[server.first()]);
     }
