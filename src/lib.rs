@@ -138,6 +138,6 @@ pub use crate::{
     outcome::Outcome,
     serve::{Server, report_failure, serve},
     server::address::Address,
-    stderr::NonBlockingStderr,
     status::{State, Status},
+    stderr::NonBlockingStderr,
 };

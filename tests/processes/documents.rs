@@ -380,7 +380,7 @@ impl Session {
             && shown.into_iter().zip(line).all(|(shown, line)| {
                 let (before, is_number) =
                     (mem::replace(&mut before, shown), is_number(shown) && is_number(line));
-                if is_number && before.ends_with("uptime=") {
+                if is_number && ["uptime=", "since-handover="].iter().any(|name| before.ends_with(name)) {
                     true
                 } else if is_number && shown.len() >= 4 && before != ":" {
                     let is_new = !numbers.values().any(|known| known == line);
