@@ -13,6 +13,7 @@ use tiny_http::{HTTPVersion, Header, Method};
 use super::input::{Input, LARGEST_PIECE};
 use super::refusal::Refusal;
 use super::target::{Target, is_host};
+use crate::percent;
 use crate::server::connection::Connection;
 
 /// The most header fields of a request.
@@ -167,7 +168,8 @@ impl<'a> Fields<'a> {
                 Header::from_bytes(name, value)
             } else {
                 obs_text.push((headers.len(), value.to_owned()));
-                Header::from_bytes(name, percent_encoded(value))
+                // tiny_http's `Header` can hold nothing else.
+                Header::from_bytes(name, percent::encoded(value, |byte| byte.is_ascii()))
             };
             headers.push(header.ok()?);
         }
@@ -219,13 +221,6 @@ impl<'a> Fields<'a> {
         let has = |option: &[u8]| self.elements("Connection").any(|found| found.eq_ignore_ascii_case(option));
         !has(b"close") && (minor > 0 || has(b"keep-alive"))
     }
-}
-
-/// A value as tiny_http's `Header` can hold it, which is ASCII only.
-fn percent_encoded(value: &[u8]) -> String {
-    let encode =
-        |&byte: &u8| if byte.is_ascii() { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    value.iter().map(encode).collect()
 }
 
 /// Digits only: no sign, no list, no white space, and no more than fits.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::{fmt, io};
 
 use crate::error::Error;
+use crate::percent;
 
 /// An address that a server listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,34 +64,20 @@ impl Address {
 
     /// The address as one word of printable ASCII; see [`from_word`](Self::from_word).
     pub(crate) fn to_word(&self) -> String {
-        let encoded = |bytes: &[u8]| {
-            let encode = |&byte: &u8| match byte {
-                b'!'..=b'~' if byte != b'%' => char::from(byte).to_string(),
-                _ => format!("%{byte:02X}"),
-            };
-            bytes.iter().map(encode).collect::<String>()
-        };
         match self {
             Address::Network(address) => address.to_string(),
-            Address::Unix(path) => format!("unix:{}", encoded(path.as_os_str().as_bytes())),
-            Address::Abstract(name) => format!("unix:@{}", encoded(name)),
+            Address::Unix(path) => format!("unix:{}", percent::word(path.as_os_str().as_bytes())),
+            Address::Abstract(name) => format!("unix:@{}", percent::word(name)),
         }
     }
 
     /// The address that [`to_word`](Self::to_word) has made this of.
     pub(crate) fn from_word(word: &str) -> Option<Address> {
-        let decoded = |text: &str| {
-            let (first, rest) = text.split_once('%').unwrap_or((text, ""));
-            let mut bytes = first.as_bytes().to_vec();
-            for piece in rest.split('%').filter(|piece| !piece.is_empty()) {
-                bytes.push(u8::from_str_radix(piece.get(..2)?, 16).ok()?);
-                bytes.extend_from_slice(&piece.as_bytes()[2..]);
-            }
-            Some(bytes)
-        };
         match (word.strip_prefix("unix:@"), word.strip_prefix("unix:")) {
-            (Some(name), _) => decoded(name).map(Address::Abstract),
-            (_, Some(path)) => decoded(path).map(|path| Address::Unix(OsString::from_vec(path).into())),
+            (Some(name), _) => percent::decoded(name).map(Address::Abstract),
+            (_, Some(path)) => {
+                percent::decoded(path).map(|path| Address::Unix(OsString::from_vec(path).into()))
+            }
             _ => word.parse().ok().map(Address::Network),
         }
     }
