@@ -81,13 +81,16 @@
 //! - `server`, the connections: where to listen (`listener.rs`), the accept loop (`acceptor.rs`), and the
 //!   open connections, each entered in `registry.rs` and served on a thread of `workers.rs`; `capacity.rs` says
 //!   how many there may be.
-//! - `http`, which speaks HTTP on one connection.
+//! - `http`, which speaks HTTP on one connection. Beside it, `stream.rs` is a connection on which the embedding
+//!   program speaks a protocol of its own; `service.rs` is the choice between the two.
 //! - `operations`, the operator's and the supervisor's side: requests come as signals and on the control
 //!   socket, `places.rs` and `systemd.rs` show which process serves, `keeper.rs` stays for a supervisor.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("handover runs on Linux only: nothing else has abstract sockets, eventfd(2) and /proc/self");
 
+#[cfg(target_os = "linux")]
+mod buffer;
 #[cfg(target_os = "linux")]
 mod counters;
 #[cfg(target_os = "linux")]
@@ -119,9 +122,13 @@ mod serve;
 #[cfg(target_os = "linux")]
 mod server;
 #[cfg(target_os = "linux")]
+mod service;
+#[cfg(target_os = "linux")]
 mod status;
 #[cfg(target_os = "linux")]
 mod stderr;
+#[cfg(target_os = "linux")]
+mod stream;
 #[cfg(target_os = "linux")]
 mod unix_file;
 #[cfg(target_os = "linux")]
@@ -138,8 +145,9 @@ pub use crate::{
     operations::asker::ask,
     options::{Limits, Options},
     outcome::Outcome,
-    serve::{Server, report_failure, serve},
+    serve::{Server, report_failure, serve, serve_connections},
     server::address::Address,
     status::{State, Status},
     stderr::NonBlockingStderr,
+    stream::{Next, Stream},
 };

@@ -50,6 +50,10 @@ pub struct Options {
     /// Otherwise each ends with its next response, which says so. To be switched off by a program that keeps
     /// something about a connection between two requests. Default: `true`.
     pub move_connections: bool,
+    /// A short name for what [`serve_connections`](crate::serve_connections) speaks and for the form of its state:
+    /// a connection is moved only to a process that has the same name for it. Default: none, which is a name
+    /// like any other.
+    pub protocol: String,
     /// A process that no predecessor has started does not exit when it has handed over and drained: it passes
     /// signals on to its successors, and exits with the last of them, so that a supervisor sees one process.
     /// Process 1 always does, and so does a process that a service manager has started which waits for
@@ -161,6 +165,7 @@ impl Default for Options {
             probation: Duration::ZERO,
             overlap: false,
             move_connections: true,
+            protocol: String::new(),
             stay: false,
             ready_fd: None,
             control: None,

@@ -6,6 +6,7 @@ mod sockets;
 mod start;
 
 use std::fmt::{self, Display};
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use crate::error::Error;
@@ -14,15 +15,15 @@ use crate::handle::Handle;
 use crate::handover::link::Word;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::program::Program;
-use crate::http::{self, Handler};
-use crate::operations::configuration::Read;
+use crate::http::Handler;
 use crate::operations::ready_fd::ReadyFd;
 use crate::options::{Limits, Options};
 use crate::outcome::Outcome;
 use crate::process::Process;
 use crate::server::address::Address;
-use crate::server::connection::Connection;
 use crate::server::listener::{Listener, NewFiles};
+use crate::service::Service;
+use crate::stream::Stream;
 use crate::watch::Publisher;
 
 /// Serves HTTP until the process has been stopped or has handed over, and its connections are finished: what
@@ -33,6 +34,38 @@ use crate::watch::Publisher;
 /// Those of the two.
 pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> {
     Server::bind(options)?.serve(handler)
+}
+
+/// Serves another protocol than HTTP, with the same guarantees: runs a function on each connection, on a
+/// thread of its own. Everything else is as with [`serve()`], but that there is nothing to reload.
+///
+/// When the function returns, what it has written is sent, and the connection ends. If it fails, the error is
+/// logged at level `debug`. [`Stream`] says how connections live on through a handover.
+///
+/// ```no_run
+/// use std::io::{self, BufRead, Write};
+///
+/// use handover::{Next, Options, Stream, serve_connections};
+///
+/// serve_connections(Options::default(), |stream: &mut Stream| {
+///     while stream.wait(b"")? == Next::Input {
+///         let mut line = String::new();
+///         stream.read_line(&mut line)?;
+///         write!(stream, "You have said: {line}")?;
+///     }
+///     Ok(())
+/// })?;
+/// # Ok::<(), handover::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// As [`serve()`].
+pub fn serve_connections(
+    options: Options,
+    function: impl Fn(&mut Stream) -> io::Result<()> + Send + Sync + 'static,
+) -> Result<Outcome, Error> {
+    Server::bind(options)?.serve_connections(function)
 }
 
 /// Reports to the predecessor, if one has started this process, why it will not call [`Server::bind`], such as
@@ -176,22 +209,26 @@ impl Server {
     /// The process cannot start to serve: a thread cannot be started, the PID file cannot be written, another process
     /// serves. If there is a predecessor, it gets the reason and goes on serving.
     pub fn serve(self, handler: impl Handler) -> Result<Outcome, Error> {
-        let handler: Arc<dyn Handler> = Arc::new(handler);
-        let (serving, limits) = (Arc::clone(&handler), Arc::clone(&self.limits));
-        self.run(
-            move |connection| http::serve(connection, &*serving, &limits),
-            Arc::new(move |options: &mut Options| handler.reload(options)),
-        )
+        let service = Service::http(&self.limits, handler);
+        self.run(service)
     }
 
-    /// The same with a function for each connection.
-    fn run(
-        mut self,
-        serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
-        reload: Arc<Read>,
+    /// The same for another protocol than HTTP; see [`serve_connections()`].
+    ///
+    /// # Errors
+    ///
+    /// As [`serve`](Self::serve).
+    pub fn serve_connections(
+        self,
+        function: impl Fn(&mut Stream) -> io::Result<()> + Send + Sync + 'static,
     ) -> Result<Outcome, Error> {
+        let service = Service::streams(&self.limits, &self.options.protocol, function);
+        self.run(service)
+    }
+
+    fn run(mut self, service: Service) -> Result<Outcome, Error> {
         let mut predecessor = self.predecessor.take();
-        match self.start(&mut predecessor, serve, reload) {
+        match self.start(&mut predecessor, service) {
             Ok(process) => Ok(Process { predecessor, ..process }.run()),
             Err(error) => {
                 fail(predecessor, &error);

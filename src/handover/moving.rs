@@ -4,7 +4,7 @@
 //!
 //! | message | meaning |
 //! |---|---|
-//! | `move N LINE` | A connection comes with it (unix(7), SCM_RIGHTS), to which the sender refers as N. |
+//! | `move N LINE` | A connection comes with it (unix(7), SCM_RIGHTS), to which the sender refers as N. Behind a newline, LINE may go on with what belongs to it. |
 //! | `took N` | It is served here from now on. |
 //! | `refused N` | It is not. |
 //! | `kept` | None that has not been acknowledged will be moved any more. |
@@ -46,14 +46,14 @@ pub(crate) type Received = Box<dyn FnOnce() + Send>;
 /// A connection that is not to be used before the answer, which is whether it is the other process's now.
 pub(crate) struct Offer {
     descriptor: RawFd,
-    line: String,
+    line: Vec<u8>,
     is_moved: bool,
     answer: Option<Box<dyn FnOnce(bool) + Send>>,
 }
 
 impl Offer {
     /// The connection under this descriptor, which stays open until the answer, with a line about it.
-    pub(crate) fn new(descriptor: RawFd, line: String, answer: impl FnOnce(bool) + Send + 'static) -> Offer {
+    pub(crate) fn new(descriptor: RawFd, line: Vec<u8>, answer: impl FnOnce(bool) + Send + 'static) -> Offer {
         Offer { descriptor, line, is_moved: false, answer: Some(Box::new(answer)) }
     }
 
@@ -71,7 +71,7 @@ impl Drop for Offer {
 /// What receives.
 pub(crate) trait Host: Send + 'static {
     /// Takes in a connection, with the line about it; `None` refuses it.
-    fn receive(&self, connection: OwnedFd, line: &str) -> Option<Received>;
+    fn receive(&self, connection: OwnedFd, line: &[u8]) -> Option<Received>;
 
     /// Adds what the other process has counted.
     fn count(&self, counts: Counters);
@@ -126,7 +126,7 @@ impl Mover {
         let Some(end) = self.end.upgrade() else { return };
         let mut known = end.known();
         // If it cannot be said, the other process has ended.
-        let _ = end.socket.say(&format!("counted {}", total - *known), &[]);
+        let _ = end.socket.say(format!("counted {}", total - *known), &[]);
         *known = total;
     }
 
@@ -185,7 +185,7 @@ impl End {
                 Message::Move(number, line, socket) => {
                     let received = socket.and_then(|socket| host.receive(socket, &line));
                     let word = if received.is_some() { "took" } else { "refused" };
-                    match (self.socket.say(&format!("{word} {number}"), &[]), received) {
+                    match (self.socket.say(format!("{word} {number}"), &[]), received) {
                         (Ok(()), Some(serve)) => serve(),
                         (_, received) => unacknowledged.extend(received),
                     }
@@ -232,7 +232,8 @@ impl End {
                 offers.progress = Instant::now();
             }
             let Offer { descriptor, line, .. } = &offer;
-            match self.socket.say(&format!("move {descriptor} {line}"), &[*descriptor]) {
+            let message = [format!("move {descriptor} ").as_bytes(), line].concat();
+            match self.socket.say(message, &[*descriptor]) {
                 Ok(()) => drop(offers.sent.insert(*descriptor, offer)),
                 // The next answer makes room.
                 Err(Errno::EAGAIN) if !offers.sent.is_empty() => return offers.waiting.push_front(offer),

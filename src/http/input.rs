@@ -1,20 +1,17 @@
 //! The input of a connection: read in large pieces, used in small ones.
 
 use std::io::{self, ErrorKind::InvalidData};
-use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::refusal::Refusal;
+use crate::buffer::{Buffer, READ_SIZE};
 use crate::options::Limits;
 use crate::server::connection::Connection;
 use crate::server::pace::Pace;
 
 /// The largest head of a request in bytes, and the largest piece that is parsed as a whole.
 pub(crate) const LARGEST_PIECE: usize = 16 * 1024;
-
-/// How many bytes are read at a time. Most requests are smaller, and an idle connection keeps this much.
-const READ_SIZE: usize = 2048;
 
 /// The most empty lines before a request.
 const MOST_EMPTY_LINES: u8 = 4;
@@ -27,19 +24,17 @@ pub(crate) struct Input {
     pub(super) begin: Option<Instant>,
     /// The connection ends when the requests that have been read are answered.
     ending: bool,
-    buffer: Vec<u8>,
-    /// How many bytes of the buffer have been used.
-    used: usize,
+    buffer: Buffer,
 }
 
 impl Input {
     pub(crate) fn new(connection: Arc<Connection>, limits: Limits) -> Input {
-        Input { connection, limits, begin: None, ending: false, buffer: Vec::new(), used: 0 }
+        Input { connection, limits, begin: None, ending: false, buffer: Buffer::default() }
     }
 
     /// What has been read and not used.
     pub(crate) fn unused(&self) -> &[u8] {
-        &self.buffer[self.used..]
+        self.buffer.unused()
     }
 
     /// Waits for the first byte of a request; `false` if there will not be one.
@@ -52,9 +47,6 @@ impl Input {
         loop {
             match self.unused().first() {
                 None => {
-                    // A large request may have made it larger.
-                    self.buffer.drain(..mem::take(&mut self.used));
-                    self.buffer.shrink_to(READ_SIZE);
                     if let Some(begin) = self.begin {
                         patience = self.limits.head_timeout.saturating_sub(begin.elapsed());
                         self.connection.become_busy();
@@ -72,11 +64,11 @@ impl Input {
                 Some(_) => break,
             }
             self.begin.get_or_insert_with(Instant::now);
-            self.used += 1;
+            self.buffer.consume(1);
         }
         if is_after_cr {
             // It belongs to no empty line, and so to what will be refused.
-            self.buffer.insert(self.used, b'\r');
+            self.buffer.put_back(b'\r');
         }
         Ok(true)
     }
@@ -111,7 +103,7 @@ impl Input {
         loop {
             let parsed = parse(self.unused());
             if let Some((length, value)) = parsed.map_err(|refusal| io::Error::new(InvalidData, refusal))? {
-                self.used += length;
+                self.buffer.consume(length);
                 return Ok(value);
             }
             self.fill(&mut read).and_then(not_ended)?;
@@ -120,21 +112,15 @@ impl Input {
 
     /// Reads more, behind what has not been used.
     fn fill(&mut self, read: impl FnOnce(&Connection, &mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
-        self.buffer.drain(..mem::take(&mut self.used));
-        let before = self.buffer.len();
-        self.buffer.resize(before + READ_SIZE, 0);
-        let (buffer, is_moving) = (&mut self.buffer[before..], self.connection.is_moving());
-        // What follows the request, which ends with a line, goes to the successor with the connection.
-        let (first, rest) = buffer.split_at_mut(if is_moving { 1 } else { READ_SIZE });
-        let mut read = read(&self.connection, first);
-        if let Ok(1) = read
-            && is_moving
-            && first != b"\n"
-        {
-            read = self.connection.read_rest_of_line(rest).map(|more| 1 + more);
-        }
-        self.buffer.truncate(before + *read.as_ref().unwrap_or(&0));
-        read
+        let is_moving = self.connection.is_moving();
+        self.buffer.fill(READ_SIZE, |buffer| {
+            // What follows the request, which ends with a line, goes to the successor with the connection.
+            let (first, rest) = buffer.split_at_mut(if is_moving { 1 } else { READ_SIZE });
+            match read(&self.connection, first)? {
+                1 if is_moving && first != b"\n" => Ok(1 + self.connection.read_rest_of_line(rest)?),
+                count => Ok(count),
+            }
+        })
     }
 
     /// Reads into `target` from the buffer or, if that is empty, from the connection; at the end of the input
@@ -146,7 +132,7 @@ impl Input {
         }
         let count = unused.len().min(target.len());
         target[..count].copy_from_slice(&unused[..count]);
-        self.used += count;
+        self.buffer.consume(count);
         Ok(count)
     }
 }

@@ -20,7 +20,6 @@ mod tests;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tiny_http::{Method, ResponseBox};
 
@@ -30,13 +29,10 @@ use self::head::{Framing, Head};
 use self::input::Input;
 use self::refusal::{INTERNAL_ERROR, Refusal};
 use self::response::Reply;
-use crate::deadline::after;
 use crate::lock::lock;
 use crate::options::Limits;
 use crate::server::connection::Connection;
 
-/// The time for a client to close its side of a connection after its last response.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many bytes of a body that a handler has left unread are skipped to keep the connection.
 const SKIP_LIMIT: u64 = 256 * 1024;
 
@@ -59,7 +55,7 @@ pub(crate) fn serve(connection: &Arc<Connection>, handler: &dyn Handler, limits:
         };
         match then {
             Ok(Then::Next(rest)) => input = rest,
-            Ok(Then::Linger) => return connection.linger(after(LINGER_TIMEOUT)),
+            Ok(Then::Linger) => return connection.linger(),
             Ok(Then::Close) => return,
             Err(error) => return log::debug!("{}: {error}", connection.peer()),
         }

@@ -39,11 +39,12 @@ impl Process {
     /// No process follows.
     pub(super) fn close(&mut self, by: &Requester) -> Phase {
         systemd::stopping();
+        let deadline = self.begin_drain();
         self.connections.close();
         log::info!("{by}: stopping, {}", self.connections);
         by.answer(Ok("ok".to_owned()));
         self.connections.close_idle();
-        Phase::Finish(after(self.config.options.drain_timeout))
+        Phase::Finish(deadline)
     }
 
     pub(super) fn finish(&mut self, deadline: Instant) -> Phase {
@@ -94,13 +95,13 @@ impl Process {
             false => (None, mover),
         };
         self.unused_mover = unused;
+        let mut drain = Some(self.begin_drain());
         self.connections.drain(used);
         match successor.as_ref().map(Successor::pid) {
             Some(pid) => log::info!("handed over to successor {pid}; draining, {}", self.connections),
             None => log::info!("draining, {}", self.connections),
         }
         let probation = after(self.config.options.probation);
-        let mut drain = Some(after(self.config.options.drain_timeout));
         loop {
             let now = Instant::now();
             let is_probation = successor.is_some() && now < probation;
@@ -139,13 +140,20 @@ impl Process {
                 Some((pid, News::Leaving(word))) => {
                     log::info!("successor {pid} says: {word}");
                     if self.let_go(&mut successor) > 0 {
-                        drain = Some(after(self.config.options.drain_timeout));
+                        drain = Some(self.begin_drain());
                     }
                 }
                 Some((pid, News::Died(end))) => return self.take_back(successor, pid, end),
                 _ => {}
             }
         }
+    }
+
+    /// Returns when the drain ends.
+    fn begin_drain(&self) -> Instant {
+        let deadline = after(self.config.options.drain_timeout);
+        self.connections.set_deadline(Some(deadline));
+        deadline
     }
 
     /// The last look at the successor: after it, the process ends, or answers those that have waited for

@@ -13,7 +13,7 @@ use crate::handover::descriptors;
 use crate::handover::link::{Ancestry, Mode, Word};
 use crate::handover::moving::Mover;
 use crate::handover::predecessor::Predecessor;
-use crate::operations::configuration::{Configuration, Read};
+use crate::operations::configuration::Configuration;
 use crate::operations::keeper::Keeper;
 use crate::operations::places::Places;
 use crate::operations::ready_fd::ReadyFd;
@@ -23,8 +23,8 @@ use crate::operations::systemd;
 use crate::operations::waiting::Waiting;
 use crate::process::Process;
 use crate::server::Connections;
-use crate::server::connection::Connection;
 use crate::server::listener::Listener;
+use crate::service::Service;
 use crate::status::{State, Status};
 
 impl Server {
@@ -32,8 +32,7 @@ impl Server {
     pub(super) fn start(
         mut self,
         predecessor: &mut Option<Predecessor>,
-        serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
-        reload: Arc<Read>,
+        service: Service,
     ) -> Result<Process, Error> {
         let mut keeper = Keeper::default();
         let stays = self.options.stay || process::id() == 1 || systemd::is_there();
@@ -44,7 +43,7 @@ impl Server {
         let (unwanted, new_files) = (mem::take(&mut self.unwanted), mem::take(&mut self.new_files));
         let ready_fd = self.ready_fd.take();
         let before = predecessor.as_ref().map(Predecessor::pid);
-        let mut process = self.prepare(before, keeper, serve, reload)?;
+        let mut process = self.prepare(before, keeper, service)?;
         go(&mut process, predecessor, unwanted)?;
         new_files.keep();
         ready_fd.into_iter().for_each(ReadyFd::report);
@@ -55,23 +54,18 @@ impl Server {
     }
 
     /// Opens everything else that this process needs.
-    fn prepare(
-        self,
-        predecessor: Option<i32>,
-        keeper: Keeper,
-        serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
-        reload: Arc<Read>,
-    ) -> Result<Process, Error> {
+    fn prepare(self, predecessor: Option<i32>, keeper: Keeper, service: Service) -> Result<Process, Error> {
         let Server { options, program, listeners, limits, events, publisher, .. } = self;
+        let Service { protocol, serve, reload } = service;
         descriptors::raise_limit();
         descriptors::share_arena_if_limited();
 
         let signals = signals(&events).map_err(|error| Error::new("handle signals", error))?;
         let poster = events.poster();
         let on_empty = move || poster.post(Event::Drained);
-        let connections =
-            Connections::new(listeners, Arc::clone(&limits), options.stack_size, serve, on_empty)
-                .map_err(|error| Error::new("start the accept thread", error))?;
+        let (current, stack_size) = (Arc::clone(&limits), options.stack_size);
+        let connections = Connections::new(listeners, current, stack_size, protocol, serve, on_empty)
+            .map_err(|error| Error::new("start the accept thread", error))?;
         publisher.set_usage(connections.usage());
         let poster = events.poster();
         let ask = move |requester, action| poster.post(Event::Asked(requester, action));

@@ -27,7 +27,7 @@ const CALM: Duration = Duration::from_secs(1);
 const LONGEST_QUEUE: usize = 1 << 16;
 
 /// The function that is run on each connection.
-type Serve = dyn Fn(&Arc<Connection>) + Send + Sync;
+pub(crate) type Serve = dyn Fn(&Arc<Connection>) + Send + Sync;
 
 pub(super) struct Acceptor {
     pub(super) listeners: Vec<Listener>,
@@ -83,7 +83,7 @@ impl Drop for Arrivals {
 }
 
 impl Host for Arrivals {
-    fn receive(&self, socket: OwnedFd, line: &str) -> Option<Received> {
+    fn receive(&self, socket: OwnedFd, line: &[u8]) -> Option<Received> {
         if self.are_refused {
             return None;
         }

@@ -43,6 +43,8 @@ pub(crate) struct Connection {
     activity: Mutex<Activity>,
     /// It has been moved or refused.
     decided: Condvar,
+    /// What goes with a stream when it is moved, and what has come with it.
+    state: Mutex<Option<Vec<u8>>>,
     /// The successor has refused it, so it ends with its next response.
     kept: AtomicBool,
     requests: AtomicU64,
@@ -66,6 +68,8 @@ pub(super) enum Activity {
     InFlight { evicted: bool },
     /// It is about to end, to make room for another connection.
     Evicted,
+    /// It was ended in the midst of a request.
+    Cut,
 }
 
 /// How long a connection is not idle yet, because its next request is likely to come soon.
@@ -104,8 +108,9 @@ impl Connection {
         if peer == Peer::Local || activity != Activity::NEW {
             setsockopt(&socket, sockopt::ReceiveTimeout, &moment())?;
         }
-        let (activity, decided, kept) = (Mutex::new(activity), Condvar::new(), false.into());
-        Ok(Connection { socket, peer, local, registry, activity, decided, kept, requests: 0.into() })
+        let (activity, decided, state) = (Mutex::new(activity), Condvar::new(), Mutex::default());
+        let (kept, requests) = (false.into(), 0.into());
+        Ok(Connection { socket, peer, local, registry, activity, decided, state, kept, requests })
     }
 
     /// How many requests have come on it in this process.
@@ -130,9 +135,14 @@ impl Connection {
         self.registry.draining.load(Ordering::SeqCst)
     }
 
+    /// The end of the drain, if there is one.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        *lock(&self.registry.deadline)
+    }
+
     /// Whether requests have been answered on it.
     pub(crate) fn is_used(&self) -> bool {
-        matches!(*self.activity(), Activity::Waiting { used: true, .. })
+        matches!(*self.settled(), Activity::Waiting { used: true, .. })
     }
 
     /// Whether this connection ends with the next response.
@@ -223,15 +233,37 @@ impl Connection {
 
     /// Runs an exchange. Until it returns, the connection has a request in flight.
     pub(crate) fn in_flight<T>(&self, exchange: impl FnOnce() -> T) -> T {
-        let mut activity = self.activity();
-        let evicted = matches!(*activity, Activity::Evicted);
-        *activity = Activity::InFlight { evicted };
-        drop(activity);
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.begin_exchange();
+        self.count_request();
         let result = exchange();
-        let waiting = Activity::Waiting { used: true, idle_since: None };
-        *self.activity() = if evicted { Activity::Evicted } else { waiting };
+        self.end_exchange(true, None);
         result
+    }
+
+    /// Begins an exchange, unless the connection has been moved. Returns since when it had been idle, if it had.
+    pub(crate) fn begin_exchange(&self) -> Option<Instant> {
+        let mut activity = self.settled();
+        let idle_since = match *activity {
+            Activity::Moved => return None,
+            Activity::Waiting { idle_since, .. } => idle_since,
+            _ => None,
+        };
+        *activity = Activity::InFlight { evicted: matches!(*activity, Activity::Evicted) };
+        idle_since
+    }
+
+    /// Ends an exchange, if one has begun. The connection is `used` if a request has come on it.
+    pub(crate) fn end_exchange(&self, used: bool, idle_since: Option<Instant>) {
+        let mut activity = self.activity();
+        match *activity {
+            Activity::InFlight { evicted: true } => *activity = Activity::Evicted,
+            Activity::InFlight { .. } => *activity = Activity::Waiting { used, idle_since },
+            _ => {}
+        }
+    }
+
+    pub(crate) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Evicts the connection if it is idle and has nothing to read, and returns whether it did.
@@ -249,9 +281,32 @@ impl Connection {
 
     /// Ends the connection, unless it may be another process's already.
     pub(super) fn cut(&self) {
-        if !matches!(*self.activity(), Activity::Moving { .. }) {
-            let _ = shutdown(self.descriptor(), Shutdown::Both);
+        let mut activity = self.activity();
+        match *activity {
+            Activity::Moving { .. } | Activity::Moved => return,
+            Activity::InFlight { .. } => *activity = Activity::Cut,
+            _ => {}
         }
+        let _ = shutdown(self.descriptor(), Shutdown::Both);
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        *self.activity() == Activity::Cut
+    }
+
+    /// Whether it is another process's now.
+    pub(crate) fn is_moved(&self) -> bool {
+        *self.settled() == Activity::Moved
+    }
+
+    /// Whether each connection ends that would have to wait for a request.
+    pub(crate) fn is_idle_closed(&self) -> bool {
+        self.is_draining() && poll_until(&mut [readable(&self.registry.idle_closed)], Some(Instant::now()))
+    }
+
+    /// What goes with a stream when it is moved, and what has come with it.
+    pub(crate) fn state(&self) -> MutexGuard<'_, Option<Vec<u8>>> {
+        lock(&self.state)
     }
 
     pub(super) fn activity(&self) -> MutexGuard<'_, Activity> {

@@ -16,10 +16,13 @@ use std::io::{self, PipeWriter};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use crate::counters::Counters;
 use crate::handover::moving::{Host, Mover};
+use crate::lock::lock;
 use crate::options::Limits;
+pub(crate) use crate::server::acceptor::Serve;
 use crate::server::acceptor::{Acceptor, Arrivals, Entrance, Gate};
 use crate::server::capacity::Capacity;
 use crate::server::connection::Connection;
@@ -38,18 +41,19 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// None is accepted yet. `serve` will be run on each, on a stack of this size, at most
-    /// [`max_connections`](Limits::max_connections) will be open, or as many as the system allows, and `on_empty`
-    /// is called when, after [`drain`](Self::drain), none is.
+    /// None is accepted yet. `serve`, which speaks this protocol, will be run on each, on a stack of this size, at
+    /// most [`max_connections`](Limits::max_connections) will be open, or as many as the system allows, and
+    /// `on_empty` is called when, after [`drain`](Self::drain), none is.
     pub(crate) fn new(
         listeners: Vec<Listener>,
         limits: Arc<Mutex<Limits>>,
         stack_size: usize,
+        protocol: String,
         serve: impl Fn(&Arc<Connection>) + Send + Sync + 'static,
         on_empty: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Connections> {
         let (idle_closed, close_idle) = io::pipe()?;
-        let registry = Arc::new(Registry::new(idle_closed, on_empty)?);
+        let registry = Arc::new(Registry::new(protocol, idle_closed, on_empty)?);
         let (workers, serve) = (Workers::new(stack_size), Box::new(serve));
         let capacity = Capacity::measure(listeners.len(), stack_size);
         let entrance = Arc::new(Entrance { registry: Arc::clone(&registry), workers, serve, capacity });
@@ -83,6 +87,7 @@ impl Connections {
     /// Starts accepting, or starts again after a [`drain`](Self::drain).
     pub(crate) fn accept(&mut self) {
         self.registry.resume();
+        self.set_deadline(None);
         self.set_gate(Gate::Open);
     }
 
@@ -111,6 +116,11 @@ impl Connections {
         // In this order, so that no response promises the end of a connection that can be moved.
         self.registry.set_mover(mover);
         self.registry.drain();
+    }
+
+    /// When the drain ends, for those that can hurry.
+    pub(crate) fn set_deadline(&self, deadline: Option<Instant>) {
+        *lock(&self.registry.deadline) = deadline;
     }
 
     /// Moves no more connections to another process.
@@ -234,7 +244,8 @@ mod tests {
         let address = listeners[0].address().to_string();
         let (empty, emptied) = mpsc::channel();
         let on_empty = move || empty.send(()).unwrap();
-        let mut connections = Connections::new(listeners, Arc::default(), 1 << 20, serve, on_empty).unwrap();
+        let mut connections =
+            Connections::new(listeners, Arc::default(), 1 << 20, String::new(), serve, on_empty).unwrap();
 
         let mut clients: Vec<TcpStream> = Vec::new();
         for (count, step) in
@@ -265,7 +276,8 @@ mod tests {
         };
         let listeners = Listener::bind_all(&["127.0.0.1:0".to_owned()], 0).unwrap();
         let address = listeners[0].address().to_string();
-        let mut connections = Connections::new(listeners, Arc::default(), 1 << 20, serve, || ()).unwrap();
+        let mut connections =
+            Connections::new(listeners, Arc::default(), 1 << 20, String::new(), serve, || ()).unwrap();
         connections.accept();
         for is_evicted in [true, false] {
             let client = TcpStream::connect(&address).unwrap();

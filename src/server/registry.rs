@@ -7,6 +7,7 @@ use std::mem;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -19,6 +20,8 @@ use crate::server::connection::{Activity, Connection};
 type Open = HashMap<RawFd, Arc<Connection>>;
 
 pub(crate) struct Registry {
+    /// What is spoken on the connections, as the line about one that is moved begins; HTTP is not named.
+    pub(super) protocol: String,
     open: Mutex<Open>,
     /// A process that is about to end may move its connections here, so that a drain is not complete.
     pub(super) expects_arrivals: AtomicBool,
@@ -28,6 +31,8 @@ pub(crate) struct Registry {
     pub(super) draining: AtomicBool,
     /// Readable while that is so.
     pub(super) drain_begun: EventFd,
+    /// The end of the drain, if there is one.
+    pub(super) deadline: Mutex<Option<Instant>>,
     mover: Mutex<Option<Arc<Mover>>>,
     /// Readable when the threads of idle connections are to look what has become of these. It is another one
     /// after each drain, because a thread may take its time.
@@ -50,15 +55,18 @@ pub(crate) struct Registry {
 impl Registry {
     /// A registry that calls `on_empty` when its last connection ends during a drain.
     pub(crate) fn new(
+        protocol: String,
         idle_closed: PipeReader,
         on_empty: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Registry> {
         Ok(Registry {
+            protocol,
             open: Mutex::default(),
             expects_arrivals: AtomicBool::new(false),
             on_empty: Box::new(on_empty),
             draining: AtomicBool::new(false),
             drain_begun: event()?,
+            deadline: Mutex::default(),
             mover: Mutex::default(),
             moving: Mutex::new(Arc::new(event()?)),
             moved: AtomicU64::new(0),

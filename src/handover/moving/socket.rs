@@ -29,7 +29,7 @@ pub(crate) fn is_end(descriptor: BorrowedFd<'_>) -> bool {
 
 /// What has come.
 pub(super) enum Message {
-    Move(RawFd, String, Option<OwnedFd>),
+    Move(RawFd, Vec<u8>, Option<OwnedFd>),
     Answer(RawFd, bool),
     Kept,
     Counted(Counters),
@@ -51,11 +51,11 @@ impl Socket {
     }
 
     /// Sends a message, without ever waiting.
-    pub(super) fn say(&self, message: &str, numbers: &[RawFd]) -> nix::Result<()> {
+    pub(super) fn say(&self, message: impl AsRef<[u8]>, numbers: &[RawFd]) -> nix::Result<()> {
         let rights = [ControlMessage::ScmRights(numbers)];
         let rights = if numbers.is_empty() { &[] } else { &rights[..] };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        let bytes = [IoSlice::new(message.as_bytes())];
+        let bytes = [IoSlice::new(message.as_ref())];
         loop {
             match sendmsg::<()>(self.0.as_raw_fd(), &bytes, rights, flags, None) {
                 Err(Errno::EINTR) => {}
@@ -84,19 +84,20 @@ impl Socket {
             ControlMessageOwned::ScmRights(numbers) => descriptors::received(numbers).last(),
             _ => None,
         });
+        // Nor is a connection any good of which something else is.
+        let socket = socket.filter(|_| !message.flags.contains(MsgFlags::MSG_TRUNC));
         let count = message.bytes;
-        let text = String::from_utf8_lossy(&buffer[..count]);
-        if let Some(counts) = text.strip_prefix("counted ") {
-            return Message::Counted(Counters::from_words(counts));
+        if let Some(counts) = buffer[..count].strip_prefix(b"counted ") {
+            return Message::Counted(Counters::from_words(&String::from_utf8_lossy(counts)));
         }
-        let mut words = text.splitn(3, ' ');
-        let (word, number) = (words.next(), words.next().map(str::parse));
-        match (word, number, words.next()) {
-            (Some("move"), Some(Ok(number)), Some(line)) => Message::Move(number, line.to_owned(), socket),
-            (Some("took"), Some(Ok(number)), None) => Message::Answer(number, true),
-            (Some("refused"), Some(Ok(number)), None) => Message::Answer(number, false),
-            (Some("kept"), None, None) => Message::Kept,
-            (Some(""), None, None) => Message::End,
+        let mut parts = buffer[..count].splitn(3, |&byte| byte == b' ');
+        let (word, number) = (parts.next().unwrap_or_default(), parts.next().map(str::from_utf8));
+        match (word, number.map(|number| number.unwrap_or_default().parse()), parts.next()) {
+            (b"move", Some(Ok(number)), Some(line)) => Message::Move(number, line.to_owned(), socket),
+            (b"took", Some(Ok(number)), None) => Message::Answer(number, true),
+            (b"refused", Some(Ok(number)), None) => Message::Answer(number, false),
+            (b"kept", None, None) => Message::Kept,
+            (b"", None, None) => Message::End,
             _ => Message::Other,
         }
     }

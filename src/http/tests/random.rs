@@ -90,7 +90,7 @@ fn examine(request: &mut Request) -> ResponseBox {
 fn talk_in_pieces(random: &mut Random, mut input: &[u8]) -> (String, usize) {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let (idle_closed, _close_idle) = std::io::pipe().unwrap();
-    let registry = Arc::new(Registry::new(idle_closed, || ()).unwrap());
+    let registry = Arc::new(Registry::new(String::new(), idle_closed, || ()).unwrap());
     let connection = Connection::new(theirs.into(), Peer::Local, Address::Unix("test".into()), registry);
     let connection = Arc::new(connection.unwrap());
     let (handling, handled) = mpsc::channel();

@@ -1,4 +1,4 @@
-//! Moving a connection to the other process of a handover, between two requests.
+//! Moving a connection to the other process of a handover, between two requests, with what belongs to it.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -62,20 +62,29 @@ impl Connection {
         }
     }
 
-    /// What the other process has to know: whether the connection has been used, for how many milliseconds it
-    /// has been waiting for a request, its peer, and the address of the listening socket.
-    fn line(&self, used: bool, since: Instant) -> String {
+    /// What the other process has to know: the protocol, whether the connection has been used, for how many
+    /// milliseconds it has been waiting for a request, its peer, and the address of the listening socket; behind
+    /// a newline the state of a stream.
+    fn line(&self, used: bool, since: Instant) -> Vec<u8> {
         let (used, waited) = (if used { "used" } else { "new" }, since.elapsed().as_millis());
-        format!("{used} {waited} {} {}", self.peer, self.local.to_word())
+        let (protocol, local) = (&self.registry.protocol, self.local.to_word());
+        let line = format!("{protocol}{used} {waited} {} {local}", self.peer).into_bytes();
+        match &*self.state() {
+            Some(state) => [&line[..], b"\n", state].concat(),
+            None => line,
+        }
     }
 
-    /// The connection that another process has moved here with such a line; `None` if that is none.
+    /// The connection that another process has moved here with such a line; `None` if that is none, or if
+    /// something else is spoken on it.
     pub(in crate::server) fn from_line(
         socket: OwnedFd,
-        line: &str,
+        line: &[u8],
         registry: Arc<Registry>,
     ) -> Option<Connection> {
-        let mut words = line.split(' ');
+        let mut parts = line.splitn(2, |&byte| byte == b'\n');
+        let line = str::from_utf8(parts.next()?).ok()?;
+        let mut words = line.strip_prefix(registry.protocol.as_str())?.split(' ');
         let used = match words.next()? {
             "used" => true,
             "new" => false,
@@ -89,6 +98,8 @@ impl Connection {
         };
         let local = Address::from_word(words.next()?)?;
         let activity = Activity::Moving { used, since };
-        Connection::waiting(socket, peer, local, registry, activity).ok()
+        let connection = Connection::waiting(socket, peer, local, registry, activity).ok()?;
+        *connection.state() = parts.next().map(<[u8]>::to_owned);
+        Some(connection)
     }
 }

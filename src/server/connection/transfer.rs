@@ -17,6 +17,9 @@ use crate::server::pace::Pace;
 /// The most time for the head of a request if that is to make room for another connection.
 const SHORTENED: Duration = Duration::from_secs(1);
 
+/// The time for a client to close its side of a connection after its last response.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+
 impl Connection {
     pub(crate) fn has_unread(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
@@ -122,13 +125,14 @@ impl Connection {
         PollFd::new(self.socket.as_fd(), PollFlags::from_bits_retain(end_of_input))
     }
 
-    /// Closes the write side, and reads until the client has closed its own, or until the deadline.
+    /// Closes the write side, and reads until the client has closed its own, for a while.
     ///
     /// A plain close with unread input, or with input still to come, makes the kernel send a reset, which
     /// can destroy the response before the client has read it (RFC 9112 section 9.6).
     // Not inlined, or its buffer lies on the stack of every idle connection.
     #[inline(never)]
-    pub(crate) fn linger(&self, deadline: Instant) {
+    pub(crate) fn linger(&self) {
+        let deadline = after(LINGER_TIMEOUT);
         if shutdown(self.descriptor(), Shutdown::Write).is_err() {
             return;
         }
