@@ -32,6 +32,7 @@ mod sigpipe;
 mod sockets;
 mod stay;
 mod strace;
+mod streams;
 mod supervised;
 mod supervisors;
 mod surroundings;

@@ -23,12 +23,17 @@ mod hello;
 #[path = "../../examples/job.rs"]
 #[allow(dead_code)]
 mod job;
+#[path = "../../examples/lines.rs"]
+#[allow(dead_code)]
+mod lines;
 
 type Run = fn(Options) -> ExitCode;
 
 const PROGRAMS: &[(&str, Run)] = &[
     ("hello", hello::run),
+    ("deadline", crate::streams::run),
     ("job", job::run),
+    ("lines", lines::run),
     ("one", crate::handles::run_one),
     ("two", crate::handles::run),
     ("sigpipe", crate::sigpipe::run),
