@@ -13,6 +13,12 @@ pub(crate) struct Buffer {
     used: usize,
 }
 
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Buffer {
+        Buffer { bytes, used: 0 }
+    }
+}
+
 impl Buffer {
     pub(crate) fn unused(&self) -> &[u8] {
         &self.bytes[self.used..]

@@ -141,7 +141,7 @@ pub use crate::{
     counters::Counters,
     error::Error,
     handle::{Handle, Hold},
-    http::{Handler, Request},
+    http::{Handler, Request, TestRequest},
     operations::asker::ask,
     options::{Limits, Options},
     outcome::Outcome,

@@ -113,6 +113,11 @@ impl Body {
         }
     }
 
+    /// Whether all of the body has been read.
+    pub(super) fn is_complete(&self) -> bool {
+        self.progress.behind(self.input.unused()).is_some()
+    }
+
     /// Whether all of the body, and behind it another whole request, have been read.
     pub(crate) fn is_followed(&self) -> bool {
         let Some(rest) = self.progress.behind(self.input.unused()) else { return false };

@@ -24,7 +24,7 @@ pub(crate) struct Input {
     pub(super) begin: Option<Instant>,
     /// The connection ends when the requests that have been read are answered.
     ending: bool,
-    buffer: Buffer,
+    pub(super) buffer: Buffer,
 }
 
 impl Input {

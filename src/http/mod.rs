@@ -1,10 +1,10 @@
 //! HTTP/1.1 and 1.0 on one connection: read a request, run the handler, write the response, and again.
 //!
 //! [`input`] buffers what has been read, [`head`] parses the head of a request and [`target`] what it is for,
-//! [`body`] decodes its body, [`request`] is what a handler sees of these, [`response`] writes what it
-//! returns, [`access`] logs that, and [`refusal`] is what the server itself answers. All that is known here
-//! about the process is whether a connection is to end: then its next response says `Connection: close`, and
-//! it is closed after that.
+//! [`body`] decodes its body, [`request`] is what a handler sees of these, and [`test_request`] makes one;
+//! [`response`] writes what it returns, [`access`] logs that, and [`refusal`] is what the server itself
+//! answers. All that is known here about the process is whether a connection is to end: then its next response
+//! says `Connection: close`, and it is closed after that.
 
 mod access;
 mod body;
@@ -14,6 +14,7 @@ mod refusal;
 mod request;
 mod response;
 mod target;
+mod test_request;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex};
 use tiny_http::{Method, ResponseBox};
 
 pub use self::request::{Handler, Request};
+pub use self::test_request::TestRequest;
 
 use self::head::{Framing, Head};
 use self::input::Input;

@@ -1,6 +1,7 @@
 //! One connection, and what it is doing.
 
 mod moving;
+mod pair;
 mod transfer;
 
 use std::net::SocketAddr;
