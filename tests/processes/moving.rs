@@ -508,7 +508,10 @@ fn what_is_no_connection_is_refused() {
     let Predecessor { server, moving, .. } = Predecessor::start();
     let (mut client, socket, peer) = pair();
     let lines = ["", "used", "used 0", "old 0 local 127.0.0.1:1", "used x local 127.0.0.1:1", "used 0 x y"];
-    for line in lines.map(|line| format!("move 7 {line}")) {
+    let stream = "stream: used 0 local 127.0.0.1:1\nstate";
+    // Cut off, it would be the path of a socket, too.
+    let long = format!("used 0 local unix:/{}", "x".repeat(9000));
+    for line in lines.iter().chain([&stream, &long.as_str()]).map(|line| format!("move 7 {line}")) {
         moving.say(&line, Some(&socket)).unwrap();
         assert_eq!(moving.hear().0, "refused 7", "{line}");
     }
