@@ -197,7 +197,7 @@ fn a_line_that_is_not_complete_at_the_deadline_is_cut_and_counted() {
     clients[0].send("hel");
     wait_until(|| server.status("in-flight=") == 1, || server.log());
     server.hand_over();
-    server.expect("cutting 1 requests in flight");
+    server.expect("lost=1");
     expect_dead(server.first());
     assert!(!matches!(clients[0].receive(), Ok(answer) if !answer.is_empty()));
     clients[1].ask("again");

@@ -1,8 +1,8 @@
 //! Moving a connection to the other process of a handover, between two requests, with what belongs to it.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Activity, Connection, Peer};
@@ -32,12 +32,6 @@ impl Connection {
         drop(activity);
         let this = Arc::clone(self);
         Some(Offer::new(self.descriptor(), self.line(used, since), move |is_moved| this.decide(is_moved)))
-    }
-
-    /// What it is doing, as soon as it is not on its way any more.
-    pub(super) fn settled(&self) -> MutexGuard<'_, Activity> {
-        let is_moving = |activity: &mut Activity| matches!(activity, Activity::Moving { .. });
-        self.decided.wait_while(self.activity(), is_moving).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn decide(self: &Arc<Self>, is_moved: bool) {
