@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -96,10 +97,13 @@ impl Successor {
     /// The last look at it before this process leaves. A word that it says from now on fails there, so that
     /// the two never rely on each other.
     pub(crate) fn last_news(&mut self) -> Option<News> {
-        let news = self.news().filter(|news| !matches!(news, News::Serving)).or_else(|| self.news());
+        // Whether it serves is no news any more, but what it has said behind that is.
+        let is_last = |news: &News| !matches!(news, News::Serving);
+        let news = iter::from_fn(|| self.news()).find(is_last);
         let has_died = news.is_none() && !self.link.is_open();
         self.link.close_for_words();
-        news.or(has_died.then_some(News::Died(End::Left))).or_else(|| self.word())
+        let last_word = || iter::from_fn(|| self.word()).find(is_last);
+        news.or(has_died.then_some(News::Died(End::Left))).or_else(last_word)
     }
 
     /// What moves connections to it.

@@ -3,7 +3,7 @@
 use super::{Phase, Process};
 use crate::deadline::after;
 use crate::events::Event;
-use crate::handover::link::Mode;
+use crate::handover::link::{Mode, Word};
 use crate::handover::successor::{News, Successor};
 use crate::operations::requester::{Action, Requester};
 use crate::status::State;
@@ -67,12 +67,15 @@ impl Process {
     /// been told to stop as well.
     fn go_forward(&mut self, by: &Requester, mut successor: Successor) -> Phase {
         let pid = successor.pid();
-        let successor_leaves = matches!(successor.last_news(), Some(News::Leaving(_) | News::Died(_)));
+        let news = successor.last_news();
+        let successor_leaves = matches!(news, Some(News::Leaving(Word::Stopping) | News::Died(_)));
         let is_watched = self.keeper.pass_on(by, Action::Stop, Some(pid));
         let mover = successor.mover();
         let without = successor.without().to_vec();
         self.keeper.retire(successor.retire());
         if is_watched || successor_leaves {
+            // Or the predecessor of this process would take its place.
+            self.say(&Word::Stopping);
             return self.close(by);
         }
         self.connections.close_listeners(|index, _| without.contains(&index));

@@ -1,5 +1,6 @@
 //! The end of a successor, and its last words: a predecessor that drains takes back after a death, and only then.
 
+use std::io::Read;
 use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use nix::libc;
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
+use crate::partner::{Predecessor, Successor};
 use crate::server::{
     Held, Server, exited, expect_dead, freeze, is_alive, signal_process, thaw, wait_for_end, wait_until,
 };
@@ -52,6 +54,49 @@ fn words_that_are_said_before_the_end_count_however_late_they_are_heard() {
     drop(tampering);
     held.finish();
     assert_eq!(wait_for_end(old), exited(old, 0));
+}
+
+#[test]
+fn the_very_last_word_of_a_successor_decides_whether_its_predecessor_goes_forward() {
+    let closes = "SIGTERM: stopping";
+    for (ready, words, log) in [
+        ("ready to overlap", "serving\nstopping", closes),
+        ("ready to overlap", "serving", "goes on alone"),
+        // It serves on, in another process.
+        ("ready", "handed over", "goes on alone"),
+    ] {
+        let server = Server::start_replaceable(&[]);
+        let old = server.first();
+        let mut successor = Successor::go(&server.directory.join("control"), ready);
+        // It looks for the last time, and takes the words that have come until the end of that.
+        let delay = Tampering::begin(old, Threads::Main, "shutdown", "delay_enter=1000000");
+        let Some(tampering) = delay else { return };
+        signal_process(old, Signal::SIGTERM);
+        expect_in_call(old, &[libc::SYS_shutdown]);
+        successor.say(words);
+        drop(tampering);
+        let line = server.expect_any(&[closes, "goes on alone"]);
+        assert!(line.contains(log), "{words:?}: {line}");
+        assert_eq!(wait_for_end(old), exited(old, 0));
+    }
+}
+
+#[test]
+fn a_process_that_is_stopped_together_with_its_successor_is_not_succeeded_by_its_predecessor() {
+    let Predecessor { server, link, moving: _moving } = Predecessor::start();
+    let process = server.first();
+    let mut successor = Successor::go(&server.directory.join("control"), "ready to overlap");
+    let delay = Tampering::begin(process, Threads::Main, "shutdown", "delay_enter=1000000");
+    let Some(tampering) = delay else { return };
+    signal_process(process, Signal::SIGTERM);
+    expect_in_call(process, &[libc::SYS_shutdown]);
+    successor.say("serving\nstopping");
+    drop(tampering);
+    server.expect("SIGTERM: stopping");
+    let mut words = String::new();
+    (&link).read_to_string(&mut words).unwrap();
+    assert_eq!(words, "stopping\n");
+    assert_eq!(wait_for_end(process), exited(process, 0));
 }
 
 /// What keeps the predecessor until it is to end.

@@ -1,7 +1,6 @@
 //! A test in the place of one of the two processes of a handover, on the other end of the real one's sockets.
 //! It needs no more than what the documentation of the protocol says.
 
-use std::fs;
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::net::{self, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -83,19 +82,36 @@ pub struct Successor {
 impl Successor {
     /// Takes over through the control socket, and says that it serves.
     pub fn take_over(control: &Path) -> Successor {
+        let mut successor = Successor::go(control, "ready");
+        successor.say("serving");
+        successor
+    }
+
+    /// Takes over through the control socket, where it says that it is ready, and is told to go.
+    pub fn go(control: &Path, ready: &str) -> Successor {
         let mut link = UnixStream::connect(control).unwrap();
         link.write_all(b"takeover\n").unwrap();
         let mut greeting = [0; GREETING.len()];
         let (count, mut sockets) = receive(&link, &mut greeting);
         assert_eq!(&greeting[..count], GREETING);
-        let moving = Moving(sockets.pop().unwrap());
-        link.write_all(b"ready\n").unwrap();
+        writeln!(link, "{ready}").unwrap();
         let mut link = BufReader::new(link);
-        let mut go = String::new();
-        link.read_line(&mut go).unwrap();
-        assert!(go.starts_with("go 2 accepted="), "{go}");
-        link.get_mut().write_all(b"serving\n").unwrap();
+        let mut line = String::new();
+        link.read_line(&mut line).unwrap();
+        if line == "above\n" {
+            // The link above is of no interest.
+            drop(sockets.pop());
+            line.clear();
+            link.read_line(&mut line).unwrap();
+        }
+        assert!(line.starts_with("go ") && line.contains(" accepted="), "{line}");
+        let moving = Moving(sockets.pop().unwrap());
         Successor { link, moving, _sockets: sockets }
+    }
+
+    /// Says one word, or several, a line each.
+    pub fn say(&mut self, words: &str) {
+        writeln!(self.link.get_mut(), "{words}").unwrap();
     }
 
     /// Ends without a last word.
@@ -144,7 +160,6 @@ impl Predecessor {
         });
         let server = Server::start_command(command, directory);
         let (link, moving) = hand_over.join().unwrap();
-        let _ = fs::remove_file(server.directory.join("control"));
         Predecessor { server, moving, link }
     }
 }
