@@ -203,7 +203,10 @@ impl End {
                 Message::Answer(..) | Message::Other | Message::None => {}
                 Message::Kept => break,
                 Message::End => {
-                    unacknowledged.into_iter().for_each(|serve| serve());
+                    // If the moves were ended here, the other process may live, and read from them.
+                    if !self.socket.is_shut() {
+                        unacknowledged.into_iter().for_each(|serve| serve());
+                    }
                     break;
                 }
             }

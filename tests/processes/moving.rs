@@ -491,6 +491,28 @@ fn a_connection_that_the_predecessor_has_kept_is_left_to_it() {
 }
 
 #[test]
+fn a_connection_that_was_not_acknowledged_is_neither_cut_nor_read_by_a_process_that_ends() {
+    let Predecessor { server, moving, link: _link } = Predecessor::start();
+    let (mut client, mut socket, peer) = pair();
+    freeze(server.first());
+    moving.say(&format!("move 7 used 0 {peer} {}", server.address), Some(&socket)).unwrap();
+    moving.close_for_messages();
+    thaw(server.first());
+    server.expect("moved here");
+    server.signal(Signal::SIGTERM);
+    server.expect("SIGTERM: stopping");
+    // Until then it is the same stop.
+    thread::sleep(Duration::from_secs(1));
+    client.send("question").unwrap();
+    server.signal(Signal::SIGTERM);
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+    socket.read_exact(&mut [0; 8]).unwrap();
+    socket.write_all(b"answer").unwrap();
+    drop(socket);
+    assert_eq!(client.rest().unwrap(), b"answer");
+}
+
+#[test]
 fn an_empty_line_does_not_end_a_connection_that_was_idle_before_it_was_moved() {
     let Predecessor { server, moving, link: _link } = Predecessor::start();
     let (mut client, socket, peer) = pair();

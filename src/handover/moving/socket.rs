@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -42,12 +43,15 @@ pub(super) enum Message {
 }
 
 #[derive(Debug)]
-pub(super) struct Socket(OwnedFd);
+pub(super) struct Socket {
+    socket: OwnedFd,
+    is_shut: AtomicBool,
+}
 
 impl Socket {
     pub(super) fn new(socket: OwnedFd) -> io::Result<Socket> {
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(1))?;
-        Ok(Socket(socket))
+        Ok(Socket { socket, is_shut: AtomicBool::new(false) })
     }
 
     /// Sends a message, without ever waiting.
@@ -57,7 +61,7 @@ impl Socket {
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         let bytes = [IoSlice::new(message.as_ref())];
         loop {
-            match sendmsg::<()>(self.0.as_raw_fd(), &bytes, rights, flags, None) {
+            match sendmsg::<()>(self.socket.as_raw_fd(), &bytes, rights, flags, None) {
                 Err(Errno::EINTR) => {}
                 sent => return sent.map(drop),
             }
@@ -71,7 +75,7 @@ impl Socket {
         let mut slices = [IoSliceMut::new(&mut buffer)];
         let message = loop {
             let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            match recvmsg::<()>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+            match recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut space), flags) {
                 // The other process has died, and has not read all: that is an error before what it has said.
                 Err(Errno::EINTR | Errno::ECONNRESET) => {}
                 Err(Errno::EAGAIN) => return Message::None,
@@ -102,7 +106,13 @@ impl Socket {
         }
     }
 
+    /// Whether a side of it has been shut here.
+    pub(super) fn is_shut(&self) -> bool {
+        self.is_shut.load(Ordering::SeqCst)
+    }
+
     pub(super) fn shut(&self, how: Shutdown) {
-        let _ = shutdown(self.0.as_raw_fd(), how);
+        self.is_shut.store(true, Ordering::SeqCst);
+        let _ = shutdown(self.socket.as_raw_fd(), how);
     }
 }
