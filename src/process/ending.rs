@@ -189,9 +189,14 @@ impl Process {
     }
 
     /// Whether no connection is open or will be moved here, and the program holds this process no longer. What
-    /// it is doing is published before, so that the program either knows that or holds it in time.
-    fn is_drained(&self) -> bool {
-        self.connections.is_empty() && self.publisher.holds() == 0
+    /// it is doing is published before, so that the program either knows that or holds it in time. What is moved
+    /// here in that very moment is still to be served, or stays where it is.
+    fn is_drained(&mut self) -> bool {
+        let is_drained = self.connections.is_empty() && self.publisher.holds() == 0;
+        is_drained && {
+            self.mover = None;
+            self.connections.is_empty()
+        }
     }
 
     fn cut(&mut self, reason: &str) {

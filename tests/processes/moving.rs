@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use nix::sys::signal::Signal;
 
 use crate::client::{Client, Reply};
@@ -17,7 +18,7 @@ use crate::server::{
     BINARY, Directory, Server, exited, expect_at_rest, expect_dead, freeze, install_script, number_after,
     signal_process, thaw, wait_for_end, wait_until,
 };
-use crate::strace::{Tampering, Threads};
+use crate::strace::{Tampering, Threads, expect_in_call};
 
 const REQUEST: &str = "GET /hello HTTP/1.1\r\nHost: test\r\n\r\n";
 
@@ -510,6 +511,28 @@ fn a_connection_that_was_not_acknowledged_is_neither_cut_nor_read_by_a_process_t
     socket.write_all(b"answer").unwrap();
     drop(socket);
     assert_eq!(client.rest().unwrap(), b"answer");
+}
+
+#[test]
+fn a_connection_that_comes_back_in_the_last_moment_of_a_drain_is_moved_on() {
+    let server = Server::start_replaceable(&[]);
+    let (old, control) = (server.first(), server.directory.join("control"));
+    let mut leaving = Successor::go(&control, "ready to overlap");
+    leaving.say("serving\nstopping");
+    server.expect("is leaving; this process goes on alone");
+    // The end of the drain takes a while.
+    let Some(tampering) = Tampering::begin(old, Threads::Main, "shutdown", "delay_enter=1000000") else {
+        return;
+    };
+    let next = Successor::take_over(&control);
+    expect_in_call(old, &[libc::SYS_shutdown]);
+    let (_client, socket, peer) = pair();
+    leaving.moving.say(&format!("move 7 used 0 {peer} {}", server.address), Some(&socket)).unwrap();
+    while !leaving.moving.hear().0.starts_with("took 7") {}
+    drop(tampering);
+    let (message, connection) = next.moving.hear();
+    assert!(message.starts_with("move ") && connection.is_some(), "{message}");
+    next.moving.say(&format!("took {}", number(&message)), None).unwrap();
 }
 
 #[test]
