@@ -22,6 +22,7 @@ use std::{io, process};
 
 use crate::counters::Counters;
 use crate::events::{Event, Events};
+use crate::handover::TRACE;
 use crate::handover::link::{Ancestry, Link, Mode, Word};
 use crate::handover::moving::{self, Mover};
 use crate::handover::predecessor::Predecessor;
@@ -58,6 +59,20 @@ enum Phase {
     End,
 }
 
+impl Phase {
+    fn name(&self) -> &'static str {
+        match self {
+            Phase::Serve => "Serve",
+            Phase::HandOver(..) => "HandOver",
+            Phase::Overlap(..) => "Overlap",
+            Phase::Drain(..) => "Drain",
+            Phase::Finish(_) => "Finish",
+            Phase::Keep => "Keep",
+            Phase::End => "End",
+        }
+    }
+}
+
 /// What every phase needs.
 pub(crate) struct Process {
     pub(crate) config: Configuration,
@@ -86,6 +101,7 @@ impl Process {
     pub(crate) fn run(mut self) -> Outcome {
         let mut phase = Phase::Serve;
         loop {
+            log::debug!(target: TRACE, "trace: {}", phase.name());
             phase = match phase {
                 Phase::Serve => self.serve(),
                 Phase::HandOver(candidate, requester) => self.hand_over(candidate, requester),

@@ -9,6 +9,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
+use super::TRACE;
 use crate::counters::Counters;
 use crate::deadline::{poll_until, readable};
 use crate::unix_file::UnixFile;
@@ -155,12 +156,16 @@ impl Link {
         line.truncate(LONGEST_LINE / 2);
         line.push(b'\n');
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        loop {
+        let sent = loop {
             match send(self.socket.as_raw_fd(), &line, flags) {
                 Err(Errno::EINTR) => {}
-                sent => return sent == Ok(line.len()),
+                sent => break sent == Ok(line.len()),
             }
+        };
+        if sent {
+            log::debug!(target: TRACE, "trace: says {word}");
         }
+        sent
     }
 
     /// The next word of those that go with the greeting. Any other is left to be heard.
@@ -175,7 +180,9 @@ impl Link {
         self.read();
         if let Some(end) = self.unheard.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = self.unheard.drain(..=end).take(end).collect();
-            return Some(Word::from_line(&String::from_utf8_lossy(&line).replace(char::is_control, " ")));
+            let word = Word::from_line(&String::from_utf8_lossy(&line).replace(char::is_control, " "));
+            log::debug!(target: TRACE, "trace: hears {word}");
+            return Some(word);
         }
         if self.ended && !self.unheard.is_empty() {
             let half = std::mem::take(&mut self.unheard);

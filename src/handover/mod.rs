@@ -33,6 +33,10 @@
 //! A process that is not a child asks for the descriptors through the control socket, and gets them with the
 //! greeting; see [`takeover`]. Its connection is the link.
 
+/// The log target of the trace: each phase of a process, and each word that it says or hears. The tests compare
+/// it to a model of the protocol.
+pub(crate) const TRACE: &str = "handover::trace";
+
 pub(crate) mod descriptors;
 pub(crate) mod link;
 pub(crate) mod moving;

@@ -7,19 +7,12 @@
 //! on, though: that one stands still for the minute after which a candidate does without `go` is left out. So
 //! are several sockets (`without`), the counts, the places, and `--stay`.
 
-mod candidate;
-mod explore;
-mod look;
-mod moving;
-mod parts;
-mod phases;
-mod rules;
-mod state;
-mod steps;
+mod protocol;
 
-use explore::{Counterexample, explore};
-use rules::{Bounds, Rule};
-use state::Fault;
+use protocol::automaton::{Automaton, Event};
+use protocol::explore::{Counterexample, explore};
+use protocol::rules::{Bounds, Rule, TRACED};
+use protocol::state::Fault;
 
 const NONE: Bounds = Bounds {
     deaths: 0,
@@ -132,5 +125,54 @@ fn each_rule_of_the_protocol_is_needed() {
         };
         println!("without {rule:?}: {fault:?} after {} steps", steps.len());
         assert_eq!(fault, expected, "{rule:?}:\n{}", Counterexample { fault, steps });
+    }
+}
+
+#[test]
+fn what_one_process_does_is_known_from_a_few_processes() {
+    let (few, many) = (
+        Automaton::of(&TRACED),
+        Automaton::of(&[HANDOVERS, TAKEOVERS, OVERLAPS, Bounds { deaths: 1, stops: 2, restarts: 2, ..NONE }]),
+    );
+    let beyond = many.beyond(&few);
+    assert!(beyond.is_empty(), "{beyond:?}");
+}
+
+#[test]
+fn a_trace_is_accepted_as_far_as_the_model_can_leave_it() {
+    let automaton = Automaton::of(&TRACED);
+    let accept = |trace: &str| {
+        let events: Vec<Event> = trace.split(", ").filter_map(Event::from_line).collect();
+        automaton.accept(&events)
+    };
+    for trace in [
+        "",
+        "Serve",
+        "Serve, Finish, Keep, End",
+        "Serve, HandOver, hears ready, says go 2 accepted=1, Overlap, hears serving, Drain, Keep, End",
+        "Serve, HandOver, hears ready, says go 2, Overlap, hears serving, Drain, says no it takes back, Serve",
+        "says without 1, says ready, hears go 3, says handed over, says serving, Serve, says stopping, Finish",
+        "says ready to overlap, hears go 2, says serving, Serve, says stopping, Drain, Keep, End",
+    ] {
+        assert_eq!(accept(trace), Ok(()), "{trace}");
+    }
+    for (trace, count) in [
+        // It accepts before it may.
+        ("says ready, says serving, Serve", 1),
+        ("Serve, Overlap", 1),
+        ("Serve, HandOver, says go 2, Overlap", 2),
+        // Its predecessor takes back.
+        ("says ready, hears no, Serve", 2),
+        // It takes back without a look.
+        (
+            "Serve, HandOver, hears ready, says go 2, Overlap, hears serving, Drain, hears handed over, Serve",
+            8,
+        ),
+        // Downwards before upwards.
+        ("says ready, hears go 3, says serving, says handed over", 3),
+        ("Serve, Finish, Serve", 2),
+        ("Finish", 0),
+    ] {
+        assert_eq!(accept(trace), Err(count), "{trace}");
     }
 }

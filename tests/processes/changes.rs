@@ -495,7 +495,7 @@ fn what_a_handover_cannot_change_needs_a_restart() {
 
 #[test]
 fn the_access_log_and_an_overlap_change_at_a_handover() {
-    let server = Configured::start(|_| String::new(), &[]);
+    let server = Configured::start(|_| String::new(), &["--log-level", "info"]);
     server.configure("access-log = true\noverlap = true");
     server.reload();
     for name in ["access-log", "overlap"] {

@@ -26,6 +26,10 @@ mod partner;
 mod places;
 mod program;
 mod programs;
+// Only what a single process does is compared here.
+#[allow(dead_code)]
+#[path = "../model/protocol/mod.rs"]
+mod protocol;
 mod resources;
 mod server;
 mod sigpipe;
@@ -39,3 +43,4 @@ mod surroundings;
 mod systemd;
 mod takeover;
 mod terminal;
+mod trace;

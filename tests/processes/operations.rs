@@ -26,6 +26,8 @@ fn start_with_config(content: &str, arguments: &[&str]) -> Server {
     let directory = Directory::new();
     fs::write(directory.join("config"), content).unwrap();
     let mut command = Command::new(BINARY);
+    // The configuration decides what is logged.
+    command.env("RUST_LOG", "");
     command.args(["--listen", "127.0.0.1:0", "--config"]).arg(directory.join("config")).args(arguments);
     Server::start_command(command, directory)
 }

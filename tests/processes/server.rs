@@ -23,6 +23,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, mkfifo};
 
 use crate::client::{self, Client, Target};
+use crate::trace::Traces;
 
 /// When a test gives up. Nothing that is waited for takes anywhere near as long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,6 +87,7 @@ pub struct Server {
     serving: Cell<u32>,
     pub address: SocketAddr,
     log: RefCell<Log>,
+    traces: Traces,
     pub directory: Directory,
 }
 
@@ -163,6 +165,8 @@ impl Server {
     pub fn start_command(mut command: Command, directory: Directory) -> Server {
         // Processes whose predecessor has exited become our children, so that we can wait for them.
         set_child_subreaper(true).unwrap();
+        Traces::ask_for(&mut command);
+        let traces = Traces::default();
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let first = child.id();
@@ -170,9 +174,13 @@ impl Server {
         // Like its successors, it is waited for by its number.
         drop(child);
         let (sender, lines) = mpsc::channel();
+        let taken = traces.clone();
         thread::spawn(move || {
             for line in stderr.split(b'\n').map_while(Result::ok) {
-                let _ = sender.send(String::from_utf8_lossy(&line).into_owned());
+                let line = String::from_utf8_lossy(&line);
+                if !taken.take(&line) {
+                    let _ = sender.send(line.into_owned());
+                }
             }
         });
         let log = Log { lines, all: Vec::new(), pending: VecDeque::new() };
@@ -182,6 +190,7 @@ impl Server {
             serving: Cell::new(first),
             address: ([127, 0, 0, 1], 0).into(),
             log: RefCell::new(log),
+            traces,
             directory,
         };
         let listening = server.expect("listening on ");
@@ -199,6 +208,10 @@ impl Server {
     /// The process that accepts connections, as far as this has been told.
     pub fn serving(&self) -> u32 {
         self.serving.get()
+    }
+
+    pub fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// Tells which process has become the one that serves.
@@ -425,6 +438,8 @@ impl Drop for Server {
             let lines: Vec<&str> = log.lines().collect();
             let last = lines[lines.len().saturating_sub(60)..].join("\n");
             eprintln!("--- the end of the log of {}\n{last}", self.first);
+        } else if let Err(complaint) = self.traces.check() {
+            panic!("{complaint}");
         }
     }
 }

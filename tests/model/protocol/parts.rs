@@ -45,6 +45,10 @@ impl<T: Copy + PartialEq> Queue<T> {
         self.0[0]
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = T> {
+        self.0.iter().map_while(|item| *item)
+    }
+
     pub fn pop(&mut self) -> Option<T> {
         let first = self.0[0].take();
         self.0.rotate_left(1);

@@ -1,7 +1,7 @@
 //! What can happen next: a step of a process, or something from outside.
 
-use crate::rules::Rule;
-use crate::state::{
+use super::rules::Rule;
+use super::state::{
     At, CONNECTIONS, Caller, Connection, End, Fault, Gate, Hold, Life, Link, Look, Message, Moving, News,
     PROCESSES, Process, Queue, Stage, State, Word,
 };

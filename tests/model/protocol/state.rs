@@ -1,7 +1,7 @@
 //! A state of a whole server, and what a process can do to it at once.
 
-pub use crate::parts::*;
-use crate::rules::Bounds;
+pub use super::parts::*;
+use super::rules::Bounds;
 
 /// What must not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

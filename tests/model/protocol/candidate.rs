@@ -1,11 +1,11 @@
 //! A candidate, as `src/serve.rs` and `src/handover/predecessor.rs` have it, and the phase in which its predecessor waits
 //! for it.
 
-use crate::look::has_news;
-use crate::phases::retire;
-use crate::rules::Rule;
-use crate::state::{At, End, Fault, Gate, Hold, Life, Process, Queue, State, Word};
-use crate::steps::{Steps, end, exit};
+use super::look::has_news;
+use super::phases::retire;
+use super::rules::Rule;
+use super::state::{At, End, Fault, Gate, Hold, Life, Process, Queue, State, Word};
+use super::steps::{Steps, end, exit};
 
 impl Steps<'_> {
     /// How a candidate begins.

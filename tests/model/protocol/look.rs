@@ -1,9 +1,9 @@
 //! What a process learns of its successor, as `src/handover/successor.rs` has it, and what its phase does about it.
 
-use crate::phases::{begin_close, drain, leave, let_go, retire, take_back};
-use crate::rules::Rule;
-use crate::state::{At, Caller, End, Gate, Life, Look, News, Process, State, Word};
-use crate::steps::Steps;
+use super::phases::{begin_close, drain, leave, let_go, retire, take_back};
+use super::rules::Rule;
+use super::state::{At, Caller, End, Gate, Life, Look, News, Process, State, Word};
+use super::steps::Steps;
 
 impl Steps<'_> {
     /// The begin of `Successor::news`: whether it has exited.

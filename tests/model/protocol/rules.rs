@@ -18,6 +18,25 @@ pub struct Bounds {
     pub overlap: bool,
 }
 
+const FEW: Bounds = Bounds {
+    deaths: 1,
+    restarts: 2,
+    takeovers: 0,
+    stops: 1,
+    connections: 0,
+    moves: false,
+    refusals: false,
+    overlap: false,
+};
+
+/// Enough to see all that one process does.
+pub const TRACED: [Bounds; 4] = [
+    Bounds { deaths: 2, ..FEW },
+    Bounds { deaths: 0, stops: 2, ..FEW },
+    Bounds { restarts: 0, takeovers: 2, ..FEW },
+    Bounds { stops: 2, overlap: true, ..FEW },
+];
+
 /// A rule of the protocol, which a run can leave out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {

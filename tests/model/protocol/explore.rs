@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
-use crate::moving::readers;
-use crate::rules::{Bounds, Rule};
-use crate::state::{At, Fault, Gate, PROCESSES, Stage, State};
-use crate::steps::{By, Steps};
+use super::moving::readers;
+use super::rules::{Bounds, Rule};
+use super::state::{At, Fault, Gate, PROCESSES, Stage, State};
+use super::steps::{By, Step, Steps};
 
 /// What a visit has found.
 pub struct Visit {
@@ -59,6 +59,21 @@ pub fn explore(bounds: Bounds, lacking: Option<Rule>) -> Visit {
     let counterexample =
         restless.map(|place| Counterexample { fault: Fault::Livelock, steps: seen.way_to(place, lacking) });
     Visit { states: seen.states.len(), at_rest, counterexample }
+}
+
+/// Visits every state, with the steps that are possible there.
+pub fn each_state(bounds: Bounds, mut visit: impl FnMut(&State, &[Step])) {
+    let mut seen = Seen::default();
+    seen.add(State::first(bounds), 0);
+    let mut next = 0;
+    while let Some(&(state, _)) = seen.states.get(next) {
+        let steps = Steps::of(&state, None);
+        visit(&state, &steps);
+        for step in steps {
+            seen.add(step.state, next as u32);
+        }
+        next += 1;
+    }
 }
 
 /// A state from which nothing leads to rest. The steps are in the order in which they were found, so that from the

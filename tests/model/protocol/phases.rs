@@ -1,10 +1,10 @@
 //! The life of a process, as `src/process.rs`, `src/process/` and `src/serve.rs` have it: one function a phase.
 
-use crate::candidate::{kill_candidate, start_candidate};
-use crate::look::has_news;
-use crate::rules::Rule;
-use crate::state::{At, Caller, End, Fault, Gate, Hold, Life, Stage, State, Word};
-use crate::steps::{Steps, exit, is_anybody_entitled};
+use super::candidate::{kill_candidate, start_candidate};
+use super::look::has_news;
+use super::rules::Rule;
+use super::state::{At, Caller, End, Fault, Gate, Hold, Life, Stage, State, Word};
+use super::steps::{Steps, exit, is_anybody_entitled};
 
 impl Steps<'_> {
     pub fn process(&mut self, p: usize) {

@@ -1,8 +1,8 @@
 //! Open connections and how they are moved, as `src/handover/moving.rs` and `src/server/connection/` have it.
 
-use crate::rules::Rule;
-use crate::state::{CONNECTIONS, End, Gate, Hold, Message, Moving, PROCESSES, Stage, State};
-use crate::steps::Steps;
+use super::rules::Rule;
+use super::state::{CONNECTIONS, End, Gate, Hold, Message, Moving, PROCESSES, Stage, State};
+use super::steps::Steps;
 
 impl Steps<'_> {
     /// The accept thread, and the threads of the connections.
