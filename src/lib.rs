@@ -63,6 +63,7 @@
 //! | info | The life of a process: a few lines for each handover, and none while nothing changes. |
 //! | info, as `handover::access` | Each response; its fields are described in handover(1). `handover::access=off` silences it. |
 //! | debug | Each connection, each request, and what becomes of them. |
+//! | debug, as `handover::trace` | Each phase of a process, and each word that it says to another one or hears. |
 //!
 //! Figures in a line have the names that they have in the answer to `status`, such as `in-flight=1`. What clients
 //! have sent is in no line but as printable ASCII.
@@ -85,6 +86,9 @@
 //!   program speaks a protocol of its own; `service.rs` is the choice between the two.
 //! - `operations`, the operator's and the supervisor's side: requests come as signals and on the control
 //!   socket, `places.rs` and `systemd.rs` show which process serves, `keeper.rs` stays for a supervisor.
+//!
+//! `tests/model` has the protocol as a model, every interleaving of which is visited, and to which the traces of
+//! real processes are compared.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("handover runs on Linux only: nothing else has abstract sockets, eventfd(2) and /proc/self");
