@@ -3,14 +3,12 @@
 //! A candidate has accepted nothing, so it can be killed at any time. A successor may have accepted
 //! connections, so it is never killed: the type has no such method.
 
-use std::fmt;
-use std::io;
-use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
+use std::{fmt, io, iter};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{getsockopt, sockopt};
