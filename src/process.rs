@@ -23,12 +23,14 @@ use std::{io, process};
 use crate::counters::Counters;
 use crate::events::{Event, Events};
 use crate::handover::TRACE;
+use crate::handover::handed::Handed;
 use crate::handover::link::{Ancestry, Link, Mode, Word};
 use crate::handover::moving::{self, Mover};
+use crate::handover::named::Named;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::program::Program;
 use crate::handover::spawn::Child;
-use crate::handover::successor::{Candidate, Handed, Progress, Successor};
+use crate::handover::successor::{Candidate, Progress, Successor};
 use crate::operations::configuration::Configuration;
 use crate::operations::keeper::Keeper;
 use crate::operations::places::Places;
@@ -79,6 +81,8 @@ pub(crate) struct Process {
     pub(crate) program: Program,
     pub(crate) publisher: Publisher,
     pub(crate) connections: Connections,
+    /// What the program hands on by name.
+    pub(crate) named: Named,
     pub(crate) places: Places,
     pub(crate) predecessor: Option<Predecessor>,
     /// The clients that wait for its end.
@@ -170,6 +174,7 @@ impl Process {
             )?,
             moving,
             above: self.predecessor.as_ref().map(Predecessor::link),
+            named: &self.named,
         })
     }
 

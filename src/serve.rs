@@ -2,6 +2,7 @@
 //! says that it is ready, and accepts connections when it may (`serve/start.rs`). What happens then is told in
 //! `process.rs`.
 
+mod handed_on;
 mod sockets;
 mod start;
 
@@ -13,6 +14,7 @@ use crate::error::Error;
 use crate::events::Events;
 use crate::handle::Handle;
 use crate::handover::link::Word;
+use crate::handover::named::Named;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::program::Program;
 use crate::http::Handler;
@@ -123,6 +125,10 @@ pub struct Server {
     listeners: Vec<Listener>,
     /// What the predecessor has handed over and is not asked for any more.
     unwanted: Vec<(usize, Listener)>,
+    /// What it has handed on by name and the program has not taken.
+    inherited: Named,
+    /// What is handed on by name.
+    named: Named,
     new_files: NewFiles,
     ready_fd: Option<ReadyFd>,
     limits: Arc<Mutex<Limits>>,
@@ -165,6 +171,7 @@ impl Server {
         let limits = Arc::new(Mutex::new(options.limits));
         let events = Events::new().map_err(|error| Error::new("make a queue of events", error))?;
         let publisher = Publisher::new(&options.version, events.poster());
+        let inherited = predecessor.as_mut().map(Predecessor::named).unwrap_or_default();
         let predecessor = None;
         Ok(Server {
             options,
@@ -172,6 +179,8 @@ impl Server {
             predecessor,
             listeners,
             unwanted,
+            inherited,
+            named: Named::default(),
             new_files,
             ready_fd,
             limits,

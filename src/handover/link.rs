@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
 use super::TRACE;
+use super::named::is_name;
 use crate::counters::Counters;
 use crate::deadline::{poll_until, readable};
 use crate::unix_file::UnixFile;
@@ -17,12 +18,11 @@ use crate::unix_file::UnixFile;
 /// The first line of every link, written before the successor runs. A descriptor without it is no link.
 pub(crate) const GREETING: &[u8] = b"handover 1\n";
 
-/// How many files of sockets go with the greeting. Those beyond are not removed at the end.
-const MOST_FILES: usize = 64;
+/// The longest word that is said, with its reason.
+const LONGEST_LINE: usize = 2048;
 
-/// More than the longest word with its reason, and than what goes with the greeting. What follows a longer line
-/// is of no interest.
-const LONGEST_LINE: usize = 4096;
+/// More than that, and than the longest greeting. What follows is of no interest.
+const MOST_UNHEARD: usize = 16 << 10;
 
 /// What comes on a link after the greeting; `handover/mod.rs` says what each word means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,7 @@ pub(crate) enum Word {
         socket: usize,
         file: UnixFile,
     },
+    Named(String),
     Go(Ancestry),
     No(String),
     Without(usize),
@@ -79,6 +80,7 @@ impl Word {
         match (line, line.split_once(' ').unwrap_or_default()) {
             ("above", _) => Word::Above,
             (_, ("file", numbers)) => file(numbers).unwrap_or(Word::Other(line.to_owned())),
+            (_, ("named", name)) if is_name(name) => Word::Named(name.to_owned()),
             (_, ("without", socket)) => {
                 socket.parse().map_or_else(|_| Word::Other(line.to_owned()), Word::Without)
             }
@@ -106,6 +108,7 @@ impl fmt::Display for Word {
             Word::File { socket, file: UnixFile { device, inode } } => {
                 write!(f, "file {socket} {device} {inode}")
             }
+            Word::Named(name) => write!(f, "named {name}"),
             Word::Go(Ancestry { generation, counts }) => write!(f, "go {generation} {counts}"),
             Word::No(reason) => write!(f, "no {reason}"),
             Word::Without(socket) => write!(f, "without {socket}"),
@@ -119,14 +122,6 @@ impl fmt::Display for Word {
             Word::End => Ok(()),
         }
     }
-}
-
-/// The greeting, with what goes with it: the files of these sockets, and whether there is a link above.
-pub(crate) fn greeting(sockets: &[(BorrowedFd<'_>, Option<UnixFile>)], above: Option<&Link>) -> Vec<u8> {
-    let files = sockets.iter().enumerate();
-    let files = files.filter_map(|(socket, (_, file))| Some(Word::File { socket, file: (*file)? }));
-    let words = above.map(|_| Word::Above).into_iter().chain(files.take(MOST_FILES));
-    words.fold(GREETING.to_vec(), |greeting, word| [greeting, format!("{word}\n").into()].concat())
 }
 
 /// One end of a link.
@@ -153,7 +148,7 @@ impl Link {
     /// Says a word, without ever waiting; `false` if it was not sent: then the peer will never hear it.
     pub(crate) fn say(&self, word: &Word) -> bool {
         let mut line = word.to_string().replace(char::is_control, " ").into_bytes();
-        line.truncate(LONGEST_LINE / 2);
+        line.truncate(LONGEST_LINE);
         line.push(b'\n');
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let sent = loop {
@@ -168,11 +163,12 @@ impl Link {
         sent
     }
 
-    /// The next word of those that go with the greeting. Any other is left to be heard.
+    /// The next line of the greeting, which has come as a whole. The one word that may have come by then, before this
+    /// process has said any, is left to be heard.
     pub(crate) fn hear_greeting(&mut self) -> Option<Word> {
         self.read();
-        let goes_with_it = |word: &[u8]| self.unheard.starts_with(word);
-        if goes_with_it(b"above\n") || goes_with_it(b"file ") { self.hear() } else { None }
+        let is_greeting = self.unheard.contains(&b'\n') && !self.unheard.starts_with(b"no ");
+        if is_greeting { self.hear() } else { None }
     }
 
     /// The next word that has come, if there is one. The end comes again and again.
@@ -200,7 +196,7 @@ impl Link {
                 Ok(0) | Err(_) => self.ended = true,
                 Ok(count) => {
                     self.unheard.extend_from_slice(&bytes[..count]);
-                    self.ended = self.unheard.len() > LONGEST_LINE;
+                    self.ended = self.unheard.len() > MOST_UNHEARD;
                 }
             }
         }

@@ -38,8 +38,10 @@
 pub(crate) const TRACE: &str = "handover::trace";
 
 pub(crate) mod descriptors;
+pub(crate) mod handed;
 pub(crate) mod link;
 pub(crate) mod moving;
+pub(crate) mod named;
 pub(crate) mod predecessor;
 pub(crate) mod program;
 pub(crate) mod spawn;

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::iter;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -9,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::link::{Ancestry, GREETING, Link, Mode, Word};
+use super::named::Named;
 use super::{descriptors, moving};
 use crate::unix_file::UnixFile;
 
@@ -26,6 +29,7 @@ pub(crate) struct Predecessor {
     above: Option<Link>,
     /// By the indices of their sockets, the files that it or a process before it has made.
     files: HashMap<usize, UnixFile>,
+    named: Named,
     is_parent: bool,
 }
 
@@ -37,29 +41,43 @@ impl Predecessor {
         let Some(mut socket) = inherited.map(UnixStream::from) else { return Ok(None) };
         socket.read_exact(&mut [0; GREETING.len()])?;
         let moving = descriptors::inherited(descriptors::number(sockets + 1), moving::is_end);
-        let above = descriptors::number(sockets + 1 + usize::from(moving.is_some()));
-        let predecessor = Predecessor::new(socket, moving, || descriptors::inherited(above, |_| true))?;
+        let mut numbers = (sockets + 1 + usize::from(moving.is_some())..).map(descriptors::number);
+        let others = iter::from_fn(|| descriptors::inherited(numbers.next()?, |_| true));
+        let predecessor = Predecessor::new(socket, moving, others)?;
         Ok(Some(Predecessor { is_parent: true, ..predecessor }))
     }
 
-    /// The process at the other end of a connection on which the greeting has come. `above` gets the
-    /// descriptor that was passed with it, if the greeting says so.
+    /// The process at the other end of a connection on which the greeting has come, with the other descriptors
+    /// that it has passed.
     pub(crate) fn new(
         connection: UnixStream,
         moving: Option<OwnedFd>,
-        above: impl FnOnce() -> Option<OwnedFd>,
+        others: impl Iterator<Item = OwnedFd>,
     ) -> io::Result<Predecessor> {
-        let mut link = Link::new(connection)?;
-        let (mut has_above, mut files) = (false, HashMap::new());
-        while let Some(word) = link.hear_greeting() {
-            match word {
-                Word::File { socket, file } => drop(files.insert(socket, file)),
-                _ => has_above = true,
+        let (files, named) = (HashMap::new(), Named::default());
+        let link = Link::new(connection)?;
+        let mut predecessor = Predecessor { link, moving, above: None, files, named, is_parent: false };
+        match predecessor.hear_greeting(others) {
+            Ok(()) => Ok(predecessor),
+            Err(error) => {
+                predecessor.say(&Word::Failed(error.to_string()));
+                Err(error)
             }
         }
-        let above = if has_above { above() } else { None };
-        let above = above.map(|above| Link::new(UnixStream::from(above))).transpose()?;
-        Ok(Predecessor { link, moving, above, files, is_parent: false })
+    }
+
+    fn hear_greeting(&mut self, mut others: impl Iterator<Item = OwnedFd>) -> io::Result<()> {
+        while let Some(word) = self.link.hear_greeting() {
+            let mut next =
+                || others.next().ok_or_else(|| error(format!("no descriptor has come for \"{word}\"")));
+            match &word {
+                Word::File { socket, file } => drop(self.files.insert(*socket, *file)),
+                Word::Above => self.above = Some(Link::new(next()?.into())?),
+                Word::Named(name) => self.named.put(name, next()?).map_err(error)?,
+                _ => return Err(error(format!("its greeting says \"{word}\""))),
+            }
+        }
+        Ok(())
     }
 
     /// Whether it has started this process, so that no supervisor has.
@@ -75,6 +93,11 @@ impl Predecessor {
     /// The file of a socket, if this line of processes has made it.
     pub(crate) fn file(&self, socket: usize) -> Option<UnixFile> {
         self.files.get(&socket).copied()
+    }
+
+    /// What it has handed on by name.
+    pub(crate) fn named(&mut self) -> Named {
+        mem::take(&mut self.named)
     }
 
     /// Says that this process is ready, without these sockets, and waits until it may accept connections;
@@ -128,6 +151,10 @@ impl Predecessor {
     pub(crate) fn link(&self) -> &Link {
         &self.link
     }
+}
+
+fn error(reason: String) -> io::Error {
+    io::Error::other(reason)
 }
 
 /// Whether this process may serve in the place of its predecessor. The link between that and its own

@@ -3,7 +3,7 @@
 //! A candidate has accepted nothing, so it can be killed at any time. A successor may have accepted
 //! connections, so it is never killed: the type has no such method.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -13,12 +13,12 @@ use std::{fmt, io, iter};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{getsockopt, sockopt};
 
-use super::link::{Ancestry, Link, Mode, Word, greeting, send_all};
+use super::handed::Handed;
+use super::link::{Ancestry, Link, Mode, Word, send_all};
 use super::moving::Mover;
 use super::program::Program;
 use super::spawn::{Child, spawn};
 use super::takeover;
-use crate::unix_file::UnixFile;
 
 /// How long a candidate that has been killed may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -133,29 +133,6 @@ impl Successor {
     /// Whether a process that is no child has ended. A child is waited for, because its status says more.
     fn has_left(&self) -> Option<End> {
         (self.child.is_none() && !self.link.is_open()).then_some(End::Left)
-    }
-}
-
-/// What a candidate gets.
-pub(crate) struct Handed<'a> {
-    /// The listening sockets, each with its file if that is to be removed with it.
-    pub(crate) sockets: Vec<(BorrowedFd<'a>, Option<UnixFile>)>,
-    /// What moves connections to it, and its end of that.
-    pub(crate) mover: Mover,
-    pub(crate) moving: OwnedFd,
-    /// The link of this process to its own predecessor, if that is there.
-    pub(crate) above: Option<&'a Link>,
-}
-
-impl Handed<'_> {
-    fn greeting(&self) -> Vec<u8> {
-        greeting(&self.sockets, self.above)
-    }
-
-    /// In the order in which a candidate finds them.
-    fn descriptors<'a>(&'a self, link: Option<BorrowedFd<'a>>) -> Vec<BorrowedFd<'a>> {
-        let behind = link.into_iter().chain([self.moving.as_fd()]).chain(self.above.map(AsFd::as_fd));
-        self.sockets.iter().map(|(socket, _)| *socket).chain(behind).collect()
     }
 }
 

@@ -17,8 +17,8 @@ use super::{descriptors, moving};
 /// The request.
 pub(crate) const REQUEST: &str = "takeover";
 
-/// More sockets than any server listens on.
-const MOST_SOCKETS: usize = 64;
+/// As many as one message takes; unix(7), SCM_RIGHTS.
+const MOST_DESCRIPTORS: usize = 253;
 
 /// Sends the greeting, with the listening sockets and what a successor finds behind them.
 pub(crate) fn grant(
@@ -43,7 +43,7 @@ pub(crate) fn ask(connection: UnixStream) -> io::Result<(Predecessor, Vec<OwnedF
     send_all(&connection, format!("{REQUEST}\n").as_bytes())?;
     // No more than the greeting, because what follows it belongs to the link.
     let mut answer = [0; GREETING.len()];
-    let mut space = cmsg_space!([RawFd; MOST_SOCKETS]);
+    let mut space = cmsg_space!([RawFd; MOST_DESCRIPTORS]);
     let mut slices = [IoSliceMut::new(&mut answer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(connection.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
@@ -58,9 +58,10 @@ pub(crate) fn ask(connection: UnixStream) -> io::Result<(Predecessor, Vec<OwnedF
     }
     let count = message.bytes;
     if answer[..count] == *GREETING {
-        let moving = sockets.iter().rposition(|socket| moving::is_end(socket.as_fd()));
+        // None of the sockets before is of this type, but one that has been handed on by name may be.
+        let moving = sockets.iter().position(|socket| moving::is_end(socket.as_fd()));
         let mut behind = sockets.split_off(moving.unwrap_or(sockets.len())).into_iter();
-        let predecessor = Predecessor::new(connection, behind.next(), || behind.next())?;
+        let predecessor = Predecessor::new(connection, behind.next(), behind)?;
         return Ok((predecessor, sockets));
     }
     let mut text = answer[..count].to_vec();

@@ -8,6 +8,7 @@ use crate::deadline::after;
 use crate::events::Event;
 use crate::handover::link::Word;
 use crate::handover::moving::Mover;
+use crate::handover::named::Named;
 use crate::handover::successor::{End, News, Successor};
 use crate::operations::requester::{Action, Requester};
 use crate::operations::systemd;
@@ -77,6 +78,8 @@ impl Process {
         if self.keeper.has_members() {
             log::info!("process {} stays until the last of its successors has ended", process::id());
             self.places.withdraw();
+            // A lock, for instance, is for its successors to keep.
+            self.named = Named::default();
         }
         while self.keeper.has_members() {
             if let Event::Asked(by, action) = self.next(State::Keeping, None, None) {

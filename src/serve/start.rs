@@ -55,7 +55,7 @@ impl Server {
 
     /// Opens everything else that this process needs.
     fn prepare(self, predecessor: Option<i32>, keeper: Keeper, service: Service) -> Result<Process, Error> {
-        let Server { options, program, listeners, limits, events, publisher, .. } = self;
+        let Server { options, program, listeners, named, limits, events, publisher, .. } = self;
         let Service { protocol, serve, reload } = service;
         descriptors::raise_limit();
         descriptors::share_arena_if_limited();
@@ -63,8 +63,9 @@ impl Server {
         let signals = signals(&events).map_err(|error| Error::new("handle signals", error))?;
         let poster = events.poster();
         let on_empty = move || poster.post(Event::Drained);
+        let handed = listeners.len() + named.len();
         let (current, stack_size) = (Arc::clone(&limits), options.stack_size);
-        let connections = Connections::new(listeners, current, stack_size, protocol, serve, on_empty)
+        let connections = Connections::new(listeners, handed, current, stack_size, protocol, serve, on_empty)
             .map_err(|error| Error::new("start the accept thread", error))?;
         publisher.set_usage(connections.usage());
         let poster = events.poster();
@@ -77,6 +78,7 @@ impl Server {
             program,
             publisher,
             connections,
+            named,
             places,
             predecessor: None,
             waiting: Waiting::default(),

@@ -38,9 +38,9 @@ struct Limit {
 }
 
 impl Capacity {
-    /// The least that one of the limits allows, for this number of listening sockets and this stack of a
-    /// connection's thread.
-    pub(super) fn measure(sockets: usize, stack: usize) -> Option<Capacity> {
+    /// The least that one of the limits allows, for this number of descriptors that are handed over and this stack
+    /// of a connection's thread.
+    pub(super) fn measure(handed: usize, stack: usize) -> Option<Capacity> {
         let open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64;
         let mapped = fs::read_to_string("/proc/self/maps").map_or(0, |maps| maps.lines().count()) as u64;
         let limit =
@@ -48,8 +48,8 @@ impl Capacity {
         // The threads of all processes count: this one, one that drains, and a candidate.
         let threads = |name, value| limit(name, value, 3 * THREADS, 2);
         let limits = [
-            // A handover duplicates the listening sockets.
-            limit("RLIMIT_NOFILE", own(Resource::RLIMIT_NOFILE), open + DESCRIPTORS + sockets as u64, 1),
+            // A handover duplicates them.
+            limit("RLIMIT_NOFILE", own(Resource::RLIMIT_NOFILE), open + DESCRIPTORS + handed as u64, 1),
             limit(
                 "RLIMIT_AS",
                 own(Resource::RLIMIT_AS),

@@ -41,11 +41,12 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// None is accepted yet. `serve`, which speaks this protocol, will be run on each, on a stack of this size, at
-    /// most [`max_connections`](Limits::max_connections) will be open, or as many as the system allows, and
-    /// `on_empty` is called when, after [`drain`](Self::drain), none is.
+    /// None is accepted yet. A handover passes on this number of descriptors, `serve`, which speaks this protocol, will
+    /// be run on each connection, on a stack of this size, at most [`max_connections`](Limits::max_connections) will be
+    /// open, or as many as the system allows, and `on_empty` is called when, after [`drain`](Self::drain), none is.
     pub(crate) fn new(
         listeners: Vec<Listener>,
+        handed: usize,
         limits: Arc<Mutex<Limits>>,
         stack_size: usize,
         protocol: String,
@@ -55,7 +56,7 @@ impl Connections {
         let (idle_closed, close_idle) = io::pipe()?;
         let registry = Arc::new(Registry::new(protocol, idle_closed, on_empty)?);
         let (workers, serve) = (Workers::new(stack_size), Box::new(serve));
-        let capacity = Capacity::measure(listeners.len(), stack_size);
+        let capacity = Capacity::measure(handed, stack_size);
         let entrance = Arc::new(Entrance { registry: Arc::clone(&registry), workers, serve, capacity });
         let acceptor = Arc::new(Acceptor {
             listeners,
@@ -245,7 +246,7 @@ mod tests {
         let (empty, emptied) = mpsc::channel();
         let on_empty = move || empty.send(()).unwrap();
         let mut connections =
-            Connections::new(listeners, Arc::default(), 1 << 20, String::new(), serve, on_empty).unwrap();
+            Connections::new(listeners, 1, Arc::default(), 1 << 20, String::new(), serve, on_empty).unwrap();
 
         let mut clients: Vec<TcpStream> = Vec::new();
         for (count, step) in
@@ -277,7 +278,7 @@ mod tests {
         let listeners = Listener::bind_all(&["127.0.0.1:0".to_owned()], 0).unwrap();
         let address = listeners[0].address().to_string();
         let mut connections =
-            Connections::new(listeners, Arc::default(), 1 << 20, String::new(), serve, || ()).unwrap();
+            Connections::new(listeners, 1, Arc::default(), 1 << 20, String::new(), serve, || ()).unwrap();
         connections.accept();
         for is_evicted in [true, false] {
             let client = TcpStream::connect(&address).unwrap();

@@ -21,7 +21,7 @@ fn start(limits: &Arc<Mutex<Limits>>, service: Service) -> (Connections, SocketA
     let listeners = Listener::bind_all(&["127.0.0.1:0".to_owned()], 0).unwrap();
     let Address::Network(address) = *listeners[0].address() else { panic!("{}", listeners[0].address()) };
     let (limits, Service { protocol, serve, .. }) = (Arc::clone(limits), service);
-    let mut server = Connections::new(listeners, limits, 1 << 20, protocol, serve, || ()).unwrap();
+    let mut server = Connections::new(listeners, 1, limits, 1 << 20, protocol, serve, || ()).unwrap();
     server.accept();
     (server, address)
 }

@@ -38,7 +38,8 @@ fn serve(
     let limits = Arc::new(Mutex::new(limits));
     let shared = Arc::clone(&limits);
     let serve = move |connection: &_| super::serve(connection, &handler, &shared);
-    let mut connections = Connections::new(listeners, limits, 1 << 20, String::new(), serve, || ()).unwrap();
+    let mut connections =
+        Connections::new(listeners, 1, limits, 1 << 20, String::new(), serve, || ()).unwrap();
     connections.accept();
     (connections, address)
 }

@@ -1,0 +1,46 @@
+//! What a program gets from its predecessor beside the listening sockets, and hands on to its successors.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::Server;
+use crate::error::{Error, Reason};
+
+impl Server {
+    /// The descriptor that the predecessor has [handed on](Self::hand_on) under this name; `None` if it has not, if
+    /// there is no predecessor, or if it has been taken already.
+    ///
+    /// It is close-on-exec. Those that are not taken are closed when this process [serves](Self::serve).
+    ///
+    /// ```
+    /// use std::net::UdpSocket;
+    ///
+    /// # fn open(server: &mut handover::Server) -> Result<UdpSocket, Box<dyn std::error::Error>> {
+    /// let socket = match server.inherited("names.udp") {
+    ///     Some(descriptor) => UdpSocket::from(descriptor),
+    ///     None => UdpSocket::bind("127.0.0.1:5353")?,
+    /// };
+    /// server.hand_on("names.udp", &socket)?;
+    /// # Ok(socket)
+    /// # }
+    /// ```
+    pub fn inherited(&mut self, name: &str) -> Option<OwnedFd> {
+        self.inherited.take(name)
+    }
+
+    /// Hands a descriptor on under this name to each successor, which gets it with [`inherited`](Self::inherited): a
+    /// socket on which datagrams wait, or a file that is locked by flock(2). A duplicate is kept for that. One that
+    /// has been handed on under the same name before is not any more.
+    ///
+    /// The processes share all that does not belong to the descriptor but to what is behind it, such as O_NONBLOCK,
+    /// the position in a file, and a lock: it is held until the last of them has closed the file, or one unlocks it.
+    ///
+    /// # Errors
+    ///
+    /// The name is not one of 1 to 64 letters (`A` to `Z`, `a` to `z`), digits, `.`, `_` and `-`, there are 64
+    /// descriptors already, or this process cannot have more.
+    pub fn hand_on(&mut self, name: &str, descriptor: impl AsFd) -> Result<(), Error> {
+        let mut put =
+            || -> Result<(), Reason> { Ok(self.named.put(name, descriptor.as_fd().try_clone_to_owned()?)?) };
+        put().map_err(|reason| Error::new(format!("hand on a descriptor as {name:?}"), reason))
+    }
+}
