@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::deadline::after;
 use crate::error::Error;
 use crate::events::Event;
+use crate::handover::state;
 use crate::operations::requester::{Action, Requester};
 use crate::status::Status;
 use crate::watch::Watch;
@@ -47,6 +48,26 @@ impl Handle {
     /// How the server is. It waits for nothing.
     pub fn status(&self) -> Status {
         self.0.status()
+    }
+
+    /// Hands these bytes on to each successor that is started from now on, in the place of those before; it gets them
+    /// with [`Server::state`](crate::Server::state). They are copied, and nothing is waited for, so that a program
+    /// can do this whenever something has changed.
+    ///
+    /// What goes along is what has been stored when the successor is started. What changes from then on, while both
+    /// processes run, is not told to it. A successor that stores nothing itself hands nothing on.
+    ///
+    /// # Errors
+    ///
+    /// They are more than 64 KiB. What has been stored before stays.
+    pub fn hand_on_state(&self, bytes: impl Into<Vec<u8>>) -> Result<(), Error> {
+        let bytes = bytes.into();
+        if bytes.len() > state::MOST {
+            let reason = format!("it has at most {} bytes", state::MOST);
+            return Err(Error::new(format!("hand on a state of {} bytes", bytes.len()), reason));
+        }
+        self.0.hand_on_state(bytes);
+        Ok(())
     }
 
     /// Waits until the condition holds, at most for `timeout` ([`Duration::MAX`] is for ever); `None` if it has not

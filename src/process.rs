@@ -30,6 +30,7 @@ use crate::handover::named::Named;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::program::Program;
 use crate::handover::spawn::Child;
+use crate::handover::state;
 use crate::handover::successor::{Candidate, Progress, Successor};
 use crate::operations::configuration::Configuration;
 use crate::operations::keeper::Keeper;
@@ -165,6 +166,7 @@ impl Process {
 
     fn hand(&self) -> io::Result<Handed<'_>> {
         let (ours, moving) = moving::pair()?;
+        let state = self.publisher.handed_on_state();
         let listeners = self.connections.listeners().iter();
         Ok(Handed {
             sockets: listeners.map(|listener| (listener.as_fd(), listener.file())).collect(),
@@ -175,6 +177,7 @@ impl Process {
             moving,
             above: self.predecessor.as_ref().map(Predecessor::link),
             named: &self.named,
+            state: state.as_deref().map(state::seal).transpose()?,
         })
     }
 

@@ -127,6 +127,7 @@ pub struct Server {
     unwanted: Vec<(usize, Listener)>,
     /// What it has handed on by name and the program has not taken.
     inherited: Named,
+    state: Option<Vec<u8>>,
     /// What is handed on by name.
     named: Named,
     new_files: NewFiles,
@@ -171,7 +172,7 @@ impl Server {
         let limits = Arc::new(Mutex::new(options.limits));
         let events = Events::new().map_err(|error| Error::new("make a queue of events", error))?;
         let publisher = Publisher::new(&options.version, events.poster());
-        let inherited = predecessor.as_mut().map(Predecessor::named).unwrap_or_default();
+        let (inherited, state) = predecessor.as_mut().map(Predecessor::handed_on).unwrap_or_default();
         let predecessor = None;
         Ok(Server {
             options,
@@ -180,6 +181,7 @@ impl Server {
             listeners,
             unwanted,
             inherited,
+            state,
             named: Named::default(),
             new_files,
             ready_fd,

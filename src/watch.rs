@@ -32,6 +32,8 @@ pub(crate) struct Watch {
     usage: OnceLock<Box<dyn Fn() -> Usage + Send + Sync>>,
     /// What keeps a drain from being complete beside connections.
     holds: AtomicUsize,
+    /// The state of the program for a successor.
+    handed_on_state: Mutex<Option<Vec<u8>>>,
     poster: Poster,
 }
 
@@ -114,6 +116,14 @@ impl Watch {
         self.holds.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn hand_on_state(&self, state: Vec<u8>) {
+        *lock(&self.handed_on_state) = Some(state);
+    }
+
+    pub(crate) fn handed_on_state(&self) -> Option<Vec<u8>> {
+        lock(&self.handed_on_state).clone()
+    }
+
     pub(crate) fn generation(&self) -> u64 {
         self.published().generation
     }
@@ -142,6 +152,7 @@ impl Publisher {
             changed: Condvar::new(),
             usage: OnceLock::new(),
             holds: AtomicUsize::new(0),
+            handed_on_state: Mutex::default(),
             poster,
         }))
     }

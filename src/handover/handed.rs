@@ -20,6 +20,8 @@ pub(crate) struct Handed<'a> {
     /// The link of this process to its own predecessor, if that is there.
     pub(crate) above: Option<&'a Link>,
     pub(crate) named: &'a Named,
+    /// The file with the state.
+    pub(crate) state: Option<OwnedFd>,
 }
 
 impl Handed<'_> {
@@ -29,7 +31,8 @@ impl Handed<'_> {
         let files = files.filter_map(|(socket, (_, file))| Some(Word::File { socket, file: (*file)? }));
         let above = self.above.map(|_| Word::Above);
         let named = self.named.iter().map(|(name, _)| Word::Named(name.to_owned()));
-        let words = above.into_iter().chain(files.take(MOST_FILES)).chain(named);
+        let state = self.state.as_ref().map(|_| Word::State);
+        let words = above.into_iter().chain(files.take(MOST_FILES)).chain(named).chain(state);
         words.fold(GREETING.to_vec(), |greeting, word| [greeting, format!("{word}\n").into()].concat())
     }
 
@@ -37,6 +40,7 @@ impl Handed<'_> {
     pub(super) fn descriptors<'a>(&'a self, link: Option<BorrowedFd<'a>>) -> Vec<BorrowedFd<'a>> {
         let sockets = self.sockets.iter().map(|(socket, _)| *socket);
         let behind = link.into_iter().chain([self.moving.as_fd()]).chain(self.above.map(AsFd::as_fd));
-        sockets.chain(behind).chain(self.named.iter().map(|(_, descriptor)| descriptor)).collect()
+        let named = self.named.iter().map(|(_, descriptor)| descriptor);
+        sockets.chain(behind).chain(named).chain(self.state.as_ref().map(AsFd::as_fd)).collect()
     }
 }

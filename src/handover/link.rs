@@ -33,6 +33,7 @@ pub(crate) enum Word {
         file: UnixFile,
     },
     Named(String),
+    State,
     Go(Ancestry),
     No(String),
     Without(usize),
@@ -80,6 +81,7 @@ impl Word {
         match (line, line.split_once(' ').unwrap_or_default()) {
             ("above", _) => Word::Above,
             (_, ("file", numbers)) => file(numbers).unwrap_or(Word::Other(line.to_owned())),
+            ("state", _) => Word::State,
             (_, ("named", name)) if is_name(name) => Word::Named(name.to_owned()),
             (_, ("without", socket)) => {
                 socket.parse().map_or_else(|_| Word::Other(line.to_owned()), Word::Without)
@@ -108,6 +110,7 @@ impl fmt::Display for Word {
             Word::File { socket, file: UnixFile { device, inode } } => {
                 write!(f, "file {socket} {device} {inode}")
             }
+            Word::State => write!(f, "state"),
             Word::Named(name) => write!(f, "named {name}"),
             Word::Go(Ancestry { generation, counts }) => write!(f, "go {generation} {counts}"),
             Word::No(reason) => write!(f, "no {reason}"),

@@ -45,5 +45,6 @@ pub(crate) mod named;
 pub(crate) mod predecessor;
 pub(crate) mod program;
 pub(crate) mod spawn;
+pub(crate) mod state;
 pub(crate) mod successor;
 pub(crate) mod takeover;

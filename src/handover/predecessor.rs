@@ -12,7 +12,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 
 use super::link::{Ancestry, GREETING, Link, Mode, Word};
 use super::named::Named;
-use super::{descriptors, moving};
+use super::{descriptors, moving, state};
 use crate::unix_file::UnixFile;
 
 /// How long a predecessor may take to say `go`. It is a matter of microseconds, unless the process is
@@ -30,6 +30,7 @@ pub(crate) struct Predecessor {
     /// By the indices of their sockets, the files that it or a process before it has made.
     files: HashMap<usize, UnixFile>,
     named: Named,
+    state: Option<Vec<u8>>,
     is_parent: bool,
 }
 
@@ -54,9 +55,10 @@ impl Predecessor {
         moving: Option<OwnedFd>,
         others: impl Iterator<Item = OwnedFd>,
     ) -> io::Result<Predecessor> {
-        let (files, named) = (HashMap::new(), Named::default());
+        let (files, named, state) = (HashMap::new(), Named::default(), None);
         let link = Link::new(connection)?;
-        let mut predecessor = Predecessor { link, moving, above: None, files, named, is_parent: false };
+        let mut predecessor =
+            Predecessor { link, moving, above: None, files, named, state, is_parent: false };
         match predecessor.hear_greeting(others) {
             Ok(()) => Ok(predecessor),
             Err(error) => {
@@ -74,6 +76,7 @@ impl Predecessor {
                 Word::File { socket, file } => drop(self.files.insert(*socket, *file)),
                 Word::Above => self.above = Some(Link::new(next()?.into())?),
                 Word::Named(name) => self.named.put(name, next()?).map_err(error)?,
+                Word::State => self.state = Some(state::read(next()?)?),
                 _ => return Err(error(format!("its greeting says \"{word}\""))),
             }
         }
@@ -95,9 +98,9 @@ impl Predecessor {
         self.files.get(&socket).copied()
     }
 
-    /// What it has handed on by name.
-    pub(crate) fn named(&mut self) -> Named {
-        mem::take(&mut self.named)
+    /// What the program has handed on: descriptors by name, and its state.
+    pub(crate) fn handed_on(&mut self) -> (Named, Option<Vec<u8>>) {
+        (mem::take(&mut self.named), self.state.take())
     }
 
     /// Says that this process is ready, without these sockets, and waits until it may accept connections;

@@ -43,4 +43,28 @@ impl Server {
             || -> Result<(), Reason> { Ok(self.named.put(name, descriptor.as_fd().try_clone_to_owned()?)?) };
         put().map_err(|reason| Error::new(format!("hand on a descriptor as {name:?}"), reason))
     }
+
+    /// The state that the program has [handed on](crate::Handle::hand_on_state) in the predecessor, as it was when
+    /// this process was started; `None` if it has not, or if there is no predecessor.
+    ///
+    /// It may be that of an older version of the program, or, after a step back, of a newer one. So it is to begin
+    /// with its version, and one of a version that is not known is to be left alone:
+    ///
+    /// ```
+    /// const VERSION: u8 = 2;
+    ///
+    /// # fn prepare(server: &handover::Server) -> Result<Vec<u8>, handover::Error> {
+    /// let key = match server.state() {
+    ///     Some([VERSION, key @ ..]) => key.to_vec(),
+    ///     // A cold start, or another version.
+    ///     _ => new_key(),
+    /// };
+    /// server.handle().hand_on_state([&[VERSION], &*key].concat())?;
+    /// # Ok(key)
+    /// # }
+    /// # fn new_key() -> Vec<u8> { Vec::new() }
+    /// ```
+    pub fn state(&self) -> Option<&[u8]> {
+        self.state.as_deref()
+    }
 }

@@ -10,7 +10,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 /// The descriptors of a process beside its connections and listening sockets: its own, those of a handover,
 /// and those of the clients of the control socket.
-const DESCRIPTORS: u64 = 34;
+const DESCRIPTORS: u64 = 36;
 /// The threads of a process beside those of its connections, with one for a reload, and those that move
 /// connections.
 const THREADS: u64 = 8;

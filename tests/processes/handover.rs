@@ -11,7 +11,8 @@ use nix::unistd::Pid;
 
 use crate::client::{self, Client, Target};
 use crate::load::{Kind, Load};
-use crate::server::{Server, exited, signal_process, wait_for_end, wait_until};
+use crate::programs::start;
+use crate::server::{Server, exited, expect_at_rest, signal_process, wait_for_end, wait_until};
 
 #[test]
 fn fifty_handovers_under_load_lose_nothing() {
@@ -107,10 +108,25 @@ fn the_two_hundredth_successor_with_three_sockets_is_like_the_first() {
     the_last_is_like_the_first(&Server::start_with_three_sockets());
 }
 
+#[test]
+fn the_two_hundredth_successor_that_gets_a_descriptor_and_a_state_is_like_the_first() {
+    let server = start("lock", "pid-file");
+    assert_eq!(server.get("/store?65536"), "ok");
+    // The test harness, which is the program, has done something else in the first.
+    let successor = server.hand_over();
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+    expect_at_rest(successor);
+    the_others_are_like(&server, &Appearance::of(successor));
+}
+
 fn the_last_is_like_the_first(server: &Server) {
     let mut expected = Appearance::of(server.first());
     expected.arguments.extend(b"--graceful\0");
     expected.environment.extend(b"HANDOVER=1\0");
+    the_others_are_like(server, &expected);
+}
+
+fn the_others_are_like(server: &Server, expected: &Appearance) {
     assert_eq!(expected.settings.len(), 4);
     for _ in 0..200 {
         let predecessor = server.serving();
@@ -119,7 +135,7 @@ fn the_last_is_like_the_first(server: &Server) {
         assert_eq!(server.pid_file(), successor);
         // The link to a predecessor is closed when that has ended.
         let complaint = || format!("{:#?}\nnot\n{expected:#?}", Appearance::of(successor));
-        wait_until(|| Appearance::of(successor) == expected, complaint);
+        wait_until(|| Appearance::of(successor) == *expected, complaint);
     }
 
     assert_eq!(server.processes(), [server.serving()]);

@@ -10,6 +10,7 @@ mod decision;
 mod documents;
 mod drain;
 mod failed_successor;
+mod handed_on;
 mod handles;
 mod handover;
 mod held_up;

@@ -1,12 +1,13 @@
 //! A test in the place of one of the two processes of a handover, on the other end of the real one's sockets.
 //! It needs no more than what the documentation of the protocol says.
 
+use std::fs;
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::net::{self, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -162,4 +163,82 @@ impl Predecessor {
         let (link, moving) = hand_over.join().unwrap();
         Predecessor { server, moving, link }
     }
+}
+
+/// What has come of a greeting: what the process has said on the link, and on standard error.
+pub struct Greeted {
+    pub said: String,
+    pub reason: String,
+}
+
+/// Greets a real process, which asks to take over, with these lines behind the first, and these descriptors behind
+/// the socket through which connections are moved. If it becomes ready it is told to leave.
+pub fn greet_by_request(lines: &[u8], others: &[&OwnedFd]) -> Greeted {
+    let directory = Directory::new();
+    let control = UnixListener::bind(directory.join("control")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = command(&listener, &["--takeover", "--control"]);
+    let process = command.arg(directory.join("control")).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut link, _) = control.accept().unwrap();
+    let mut request = [0; "takeover\n".len()];
+    link.read_exact(&mut request).unwrap();
+    let (_ours, theirs) = pair(SockType::SeqPacket);
+    let others = others.iter().map(|other| other.as_raw_fd());
+    let descriptors: Vec<RawFd> =
+        [listener.as_raw_fd(), theirs.as_raw_fd()].into_iter().chain(others).collect();
+    send(&link, &[GREETING, lines].concat(), &descriptors).unwrap();
+    drop(theirs);
+    expect_end(process, link)
+}
+
+/// The same for a process that finds it all from descriptor 3 on, but nothing to move connections.
+pub fn greet_by_inheritance(lines: &[u8], other: Option<&OwnedFd>) -> Greeted {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.write_all(&[GREETING, lines].concat()).unwrap();
+    let (script, other) = match other {
+        Some(other) => ("5<&2", Stdio::from(other.try_clone().unwrap())),
+        None => ("5<&-", Stdio::null()),
+    };
+    // Standard input, output and error are what Command passes on as it is.
+    let script = format!("exec 3<&0 4<&1 {script} 0</dev/null 1>/dev/null 2>\"$0\"; exec \"$@\"");
+    let directory = Directory::new();
+    let command = command(&listener, &["--graceful"]);
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &script])
+        .arg(directory.join("error"))
+        .arg(command.get_program())
+        .args(command.get_args());
+    shell
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stdout(Stdio::from(OwnedFd::from(theirs)))
+        .stderr(other);
+    let process = shell.spawn().unwrap();
+    // It has the other end of the link.
+    drop(shell);
+    let said = expect_end(process, ours).said;
+    Greeted { said, reason: fs::read_to_string(directory.join("error")).unwrap() }
+}
+
+fn command(listener: &TcpListener, arguments: &[&str]) -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(["--listen", &listener.local_addr().unwrap().to_string()]).args(arguments);
+    command
+}
+
+pub fn pair(kind: SockType) -> (OwnedFd, OwnedFd) {
+    socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap()
+}
+
+/// Waits until a process has ended, which is told to leave if it becomes ready.
+fn expect_end(process: Child, link: UnixStream) -> Greeted {
+    let (mut link, mut said) = (BufReader::new(link), String::new());
+    link.read_line(&mut said).unwrap();
+    if said == "ready\n" {
+        link.get_mut().write_all(b"no test\n").unwrap();
+    }
+    let output = process.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    Greeted { said, reason: String::from_utf8(output.stderr).unwrap() }
 }

@@ -26,6 +26,9 @@ mod job;
 #[path = "../../examples/lines.rs"]
 #[allow(dead_code)]
 mod lines;
+#[path = "../../examples/udp.rs"]
+#[allow(dead_code)]
+mod udp;
 
 type Run = fn(Options) -> ExitCode;
 
@@ -34,9 +37,11 @@ const PROGRAMS: &[(&str, Run)] = &[
     ("deadline", crate::streams::run),
     ("job", job::run),
     ("lines", lines::run),
+    ("lock", crate::handed_on::run),
     ("one", crate::handles::run_one),
-    ("two", crate::handles::run),
     ("sigpipe", crate::sigpipe::run),
+    ("two", crate::handles::run),
+    ("udp", udp::run),
 ];
 
 /// The variable that names the program.
@@ -64,16 +69,19 @@ fn options(words: &str) -> Options {
         match name {
             "control" => options.control = Some(value.into()),
             "drain-timeout" => options.drain_timeout = milliseconds(),
+            "listen" => options.listen = value.split_terminator(',').map(str::to_owned).collect(),
             "no-move" => options.move_connections = false,
             "other-successor" => {
                 options.program = Some(Path::new(&env::var("directory").unwrap()).join("other"));
                 options.arguments = Some(["an argument", "--"].map(Into::into).to_vec());
             }
             "overlap" => options.overlap = true,
+            "pid-file" => options.pid_file = Some(Path::new(&env::var("directory").unwrap()).join("pid")),
             "probation" => options.probation = milliseconds(),
             "ready-fd" => options.ready_fd = Some(value.parse().unwrap()),
             "ready-timeout" => options.ready_timeout = milliseconds(),
             "stay" => options.stay = true,
+            "takeover" => options.takeover = true,
             _ => panic!("no option is called {name:?}"),
         }
     }
@@ -107,6 +115,19 @@ pub fn start(program: &str, options: &str) -> Server {
 pub fn start_by(script: &str, program: &str, options: &str) -> Server {
     let directory = Directory::new();
     install_program(&directory.join("program"));
+    Server::start_command(command(script, program, options, &directory), directory)
+}
+
+/// Starts a program that takes over from this server, whose first process was that of `first`.
+pub fn take_over(server: &Server, first: &Server, program: &str) -> Server {
+    let options = format!("takeover listen={}", first.address);
+    let taker = command("", program, &options, &first.directory);
+    let taker = Server::start_command(taker, Directory::new());
+    server.expect(&format!("handed over to successor {}", taker.first()));
+    taker
+}
+
+fn command(script: &str, program: &str, options: &str, directory: &Directory) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{script} exec \"$@\""), "sh"]).arg(directory.join("program"));
     command.args(["--ignored", "--exact", "programs::embedding_program", "--nocapture"]);
@@ -114,7 +135,7 @@ pub fn start_by(script: &str, program: &str, options: &str) -> Server {
     command.env(OPTIONS, format!("control={} {options}", control.display()));
     command.env(PROGRAM, program);
     command.env("directory", directory.path()).env("JOURNAL", directory.join("journal"));
-    Server::start_command(command, directory)
+    command
 }
 
 /// Puts the programs in the place of whatever program is there, in one step.
