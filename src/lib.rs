@@ -76,7 +76,8 @@
 //! They rest on four folders, none of which knows them:
 //!
 //! - `handover`, the mechanism: the protocol (`mod.rs`) and its words (`link.rs`), the process after this one
-//!   (`successor.rs`; `program.rs`: which program, `spawn.rs`: as a child, `takeover.rs`: not as a child) and
+//!   (`successor.rs`; `handed.rs`: what it gets, `program.rs`: which program, `spawn.rs`: as a child, `takeover.rs`:
+//!   not as a child) and
 //!   the one before it (`predecessor.rs`), and open connections on their way (`moving.rs`). Every `unsafe` is
 //!   in `descriptors.rs`.
 //! - `server`, the connections: where to listen (`listener.rs`), the accept loop (`acceptor.rs`), and the

@@ -18,7 +18,8 @@ use crate::server::address::Address;
 pub struct Options {
     /// The addresses to listen on: `HOST:PORT`, where port 0 lets the system choose, and a name with
     /// several addresses stands for all of them; `unix:PATH` for a Unix socket; `unix:@NAME` for one in
-    /// Linux's abstract namespace. Default: `127.0.0.1:3000`.
+    /// Linux's abstract namespace. It may be empty if there is a socket of
+    /// [`Server::listen_on`](crate::Server::listen_on). Default: `127.0.0.1:3000`.
     pub listen: Vec<String>,
     /// The permissions of the file of a Unix socket, which a handover sets anew. Default: 0660.
     pub socket_mode: u32,

@@ -23,7 +23,7 @@ use crate::options::{Limits, Options};
 use crate::outcome::Outcome;
 use crate::process::Process;
 use crate::server::address::Address;
-use crate::server::listener::{Listener, NewFiles};
+use crate::server::listener::{Given, Listener, NewFiles};
 use crate::service::Service;
 use crate::stream::Stream;
 use crate::watch::Publisher;
@@ -124,7 +124,7 @@ pub struct Server {
     predecessor: Option<Predecessor>,
     listeners: Vec<Listener>,
     /// What the predecessor has handed over and is not asked for any more.
-    unwanted: Vec<(usize, Listener)>,
+    unwanted: Given,
     /// What it has handed on by name and the program has not taken.
     inherited: Named,
     state: Option<Vec<u8>>,
@@ -162,9 +162,6 @@ impl Server {
     fn open(options: Options, predecessor: &mut Option<Predecessor>) -> Result<Server, Error> {
         let program = Program::of_successor(options.program.as_deref(), options.arguments.as_deref())
             .map_err(|error| Error::new("find out which program this is", error))?;
-        if options.listen.is_empty() {
-            return Err(Error::new("listen", "there is no address to listen on"));
-        }
         let mut new_files = NewFiles::default();
         let (listeners, unwanted) = sockets::open(&options, predecessor, &mut new_files)?;
         let ready_fd =
@@ -191,8 +188,8 @@ impl Server {
         })
     }
 
-    /// The addresses that it listens on, in the order of [`Options::listen`], with the port that the system has
-    /// chosen instead of port 0.
+    /// The addresses that it listens on, in the order of [`Options::listen`] and then of [`listen_on`](Self::listen_on),
+    /// with the port that the system has chosen instead of port 0.
     pub fn addresses(&self) -> Vec<Address> {
         self.listeners.iter().map(|listener| listener.address().clone()).collect()
     }

@@ -1,11 +1,56 @@
-//! What a program gets from its predecessor beside the listening sockets, and hands on to its successors.
+//! What a program hands on to its successors beside what the library opens: listening sockets of its own,
+//! descriptors by name, and its state.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::Server;
 use crate::error::{Error, Reason};
+use crate::handover::link::Word;
+use crate::server::listener::Listener;
 
 impl Server {
+    /// Listens as well on a socket that the program makes itself, because of an option that it sets before bind(2),
+    /// or has from elsewhere: the one that the predecessor has handed over for this address, and if there is none,
+    /// the one that `make` returns, which must listen on it.
+    ///
+    /// The address is written as in [`Options::listen`](crate::Options::listen), which may be empty then. From now on
+    /// the socket is like the others: it does not block, its queue is as long as the system allows, it is handed over,
+    /// and a successor that does not ask for it closes it. The file of a Unix socket that `make` binds gets the
+    /// permissions of [`Options::socket_mode`](crate::Options::socket_mode), and is removed at the end; one on which
+    /// a socket has listened before is left as it is.
+    ///
+    /// ```no_run
+    /// use std::net::TcpListener;
+    ///
+    /// # fn listen(server: &mut handover::Server) -> Result<(), handover::Error> {
+    /// server.listen_on("127.0.0.1:3000", || TcpListener::bind("127.0.0.1:3000"))
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The error of `make`, or what it returns is no socket that listens on this address, or the address is a name
+    /// that stands for several. If there is a predecessor, it gets the reason.
+    pub fn listen_on<S: Into<OwnedFd>>(
+        &mut self,
+        address: &str,
+        make: impl FnOnce() -> io::Result<S>,
+    ) -> Result<(), Error> {
+        let (mode, new_files) = (self.options.socket_mode, &mut self.new_files);
+        let mut make = Some(make);
+        let opened = Listener::open_all(&[address.to_owned()], &mut self.unwanted, |address| {
+            let make = make.take().ok_or_else(|| io::Error::other("it stands for several addresses"))?;
+            Listener::own(address, make, mode, new_files)
+        });
+        let opened = opened.inspect_err(|error| {
+            let failed = Word::Failed(error.to_string());
+            self.predecessor.as_ref().map(|predecessor| predecessor.say(&failed));
+        });
+        self.listeners.extend(opened?);
+        Ok(())
+    }
+
     /// The descriptor that the predecessor has [handed on](Self::hand_on) under this name; `None` if it has not, if
     /// there is no predecessor, or if it has been taken already.
     ///

@@ -12,7 +12,7 @@ use crate::handover::program;
 use crate::operations::asker;
 use crate::operations::systemd;
 use crate::options::Options;
-use crate::server::listener::{self, Listener, NewFiles, Origin, Sorted};
+use crate::server::listener::{self, Given, Listener, NewFiles, Origin};
 
 /// The listening sockets: inherited, or taken over, or bound; and those that a predecessor has handed over and
 /// that are not asked for any more.
@@ -20,10 +20,10 @@ pub(super) fn open(
     options: &Options,
     predecessor: &mut Option<Predecessor>,
     new_files: &mut NewFiles,
-) -> Result<Sorted, Error> {
+) -> Result<(Vec<Listener>, Given), Error> {
     let activated = systemd::sockets();
     let is_given = activated.is_some() || is_successor();
-    let given = if is_given {
+    let mut given = if is_given {
         let sockets = inherit(activated, predecessor)?;
         given(sockets, predecessor, |index| format!("descriptor {}", descriptors::number(index)))?
     } else if let Some(path) = options.control.as_ref().filter(|_| options.takeover) {
@@ -38,16 +38,28 @@ pub(super) fn open(
     // Without a predecessor nothing tells a mistake from a wish: the configuration of a service manager would
     // silently have no effect.
     let may_differ = predecessor.is_some() || !is_given;
-    let (listeners, unwanted) = Listener::open_all(&options.listen, given, |address| match may_differ {
+    let listeners = Listener::open_all(&options.listen, &mut given, |address| match may_differ {
         true => Listener::bind(address, options.socket_mode, new_files),
         false => {
             Err(io::Error::new(ErrorKind::AddrNotAvailable, "no such socket was handed to this process"))
         }
     })?;
-    if let Some((_, listener)) = unwanted.first().filter(|_| !may_differ) {
+    Ok((listeners, given))
+}
+
+/// The program asks for no others.
+pub(super) fn check(
+    listeners: &[Listener],
+    unwanted: &Given,
+    predecessor: &Option<Predecessor>,
+) -> Result<(), Error> {
+    if let Some((_, listener)) = unwanted.first().filter(|_| predecessor.is_none()) {
         return Err(listener.not_asked_for());
     }
-    for listener in &listeners {
+    if listeners.is_empty() {
+        return Err(Error::new("listen", "there is no address to listen on"));
+    }
+    for listener in listeners {
         match listener.origin() {
             Origin::New => log::info!("listening on a new file descriptor, {}", listener.address()),
             Origin::Given(name) => {
@@ -55,17 +67,17 @@ pub(super) fn open(
             }
         }
     }
-    Ok((listeners, unwanted))
+    Ok(())
 }
 
 fn given(
     sockets: Vec<OwnedFd>,
     predecessor: &Option<Predecessor>,
     name: impl Fn(usize) -> String,
-) -> Result<Vec<Listener>, Error> {
+) -> Result<Given, Error> {
     let given = sockets.into_iter().enumerate().map(|(index, socket)| {
         let file = predecessor.as_ref().and_then(|predecessor| predecessor.file(index));
-        Listener::given(socket, file, name(index))
+        Ok((index, Listener::given(socket, file, name(index))?))
     });
     given.collect()
 }

@@ -6,7 +6,7 @@ use std::process;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Server, is_started_by};
+use super::{Server, is_started_by, sockets};
 use crate::error::Error;
 use crate::events::{Event, Events};
 use crate::handover::descriptors;
@@ -23,7 +23,7 @@ use crate::operations::systemd;
 use crate::operations::waiting::Waiting;
 use crate::process::Process;
 use crate::server::Connections;
-use crate::server::listener::Listener;
+use crate::server::listener::Given;
 use crate::service::Service;
 use crate::status::{State, Status};
 
@@ -34,6 +34,7 @@ impl Server {
         predecessor: &mut Option<Predecessor>,
         service: Service,
     ) -> Result<Process, Error> {
+        sockets::check(&self.listeners, &self.unwanted, predecessor)?;
         let mut keeper = Keeper::default();
         let stays = self.options.stay || process::id() == 1 || systemd::is_there();
         if stays && !is_started_by(predecessor) {
@@ -104,11 +105,7 @@ fn signals(events: &Events) -> io::Result<Signals> {
 
 /// Waits until connections may be accepted, and accepts them. A candidate is killed without a second thought,
 /// so it must not have one: until then they wait in the queues of the sockets.
-fn go(
-    process: &mut Process,
-    predecessor: &mut Option<Predecessor>,
-    unwanted: Vec<(usize, Listener)>,
-) -> Result<(), Error> {
+fn go(process: &mut Process, predecessor: &mut Option<Predecessor>, unwanted: Given) -> Result<(), Error> {
     if let Some(predecessor) = predecessor {
         let mode = if process.config.options.overlap { Mode::Overlap } else { Mode::Alone };
         let ancestry = predecessor.wait_for_go(mode, unwanted.iter().map(|&(index, _)| index));

@@ -19,7 +19,7 @@ use nix::sys::socket::{Backlog, SockType, getsockopt, listen, setsockopt, sockop
 use crate::error::{Error, Reason};
 use crate::server::address::Address;
 use crate::server::connection::{self, Peer};
-use crate::unix_file::{LONGEST_PATH, UnixFile};
+use crate::unix_file::{self, LONGEST_PATH, UnixFile};
 
 pub(crate) struct Listener {
     socket: Socket,
@@ -59,21 +59,20 @@ impl Drop for NewFiles {
     }
 }
 
-/// The sockets that are asked for, and those that were given and are not, by their indices.
-pub(crate) type Sorted = (Vec<Listener>, Vec<(usize, Listener)>);
+/// The sockets that were given to a process and are not asked for, by the indices that they were given with.
+pub(crate) type Given = Vec<(usize, Listener)>;
 
 impl Listener {
-    /// Finds everything that is asked for among the sockets that were `given`, in any order, and makes what is
+    /// Takes everything that is asked for from the sockets that were `given`, in any order, and makes what is
     /// missing: of a name that has several addresses, all that this machine has.
     pub(crate) fn open_all(
         asked: &[String],
-        given: Vec<Listener>,
+        given: &mut Given,
         mut make: impl FnMut(&Address) -> io::Result<Listener>,
-    ) -> Result<Sorted, Error> {
+    ) -> Result<Vec<Listener>, Error> {
         let resolved = asked.iter().map(|text| Ok((text, Address::resolve(text)?)));
         let resolved = resolved.collect::<Result<Vec<_>, Error>>()?;
         let is_asked = |address: &Address| resolved.iter().any(|(_, wanted)| wanted.contains(address));
-        let mut given: Vec<_> = given.into_iter().map(Some).collect();
         let mut listeners: Vec<Listener> = Vec::new();
         for (text, wanted) in &resolved {
             let error = |error| Error::new(format!("listen on {text}"), error);
@@ -84,9 +83,8 @@ impl Listener {
                 let fits = |found: &Address| {
                     *found == address || found.is_one_of(slice::from_ref(&address)) && !is_asked(found)
                 };
-                let found =
-                    given.iter_mut().find(|given| given.as_ref().is_some_and(|given| fits(&given.address)));
-                match found.and_then(Option::take).map_or_else(|| make(&address), Ok) {
+                let found = given.iter().position(|(_, given)| fits(&given.address));
+                match found.map_or_else(|| make(&address), |found| Ok(given.remove(found).1)) {
                     Ok(listener) => listeners.push(listener),
                     Err(source) if is_unavailable(&source) => unavailable = Some(source),
                     Err(source) => return Err(error(source)),
@@ -96,20 +94,18 @@ impl Listener {
                 return Err(error(source));
             }
         }
-        let others = given.into_iter().enumerate().filter_map(|(index, other)| Some((index, other?)));
-        let others = others.collect();
         // Only now, because any other socket is none of our business.
         for listener in &listeners {
             listener.prepare().map_err(|errno| listener.refuse(errno))?;
         }
-        Ok((listeners, others))
+        Ok(listeners)
     }
 
     #[cfg(test)]
     pub(crate) fn bind_all(asked: &[String], socket_mode: u32) -> Result<Vec<Listener>, Error> {
         let mut new_files = NewFiles::default();
         let bind = |address: &_| Listener::bind(address, socket_mode, &mut new_files);
-        Listener::open_all(asked, Vec::new(), bind).map(|(listeners, _)| listeners)
+        Listener::open_all(asked, &mut Vec::new(), bind)
     }
 
     /// Binds a socket, the file of which, if there is one, is added to the `new_files`.
@@ -135,6 +131,30 @@ impl Listener {
             }
         };
         Listener::new(socket, file, Origin::New)
+    }
+
+    /// A socket that the program makes itself, and that listens on this address. A file that it makes for that is
+    /// treated like one of [`bind`](Self::bind).
+    pub(crate) fn own<S: Into<OwnedFd>>(
+        address: &Address,
+        make: impl FnOnce() -> io::Result<S>,
+        socket_mode: u32,
+        new_files: &mut NewFiles,
+    ) -> io::Result<Listener> {
+        // If there is one that is in use, the socket comes from elsewhere, and so does its file.
+        let path = match address {
+            Address::Unix(path) if UnixFile::at(path).is_none() || unix_file::is_left(path) => Some(path),
+            _ => None,
+        };
+        let socket = make()?.into();
+        let file = path.and_then(|path| UnixFile::at(path));
+        new_files.0.extend(path.cloned().zip(file));
+        let listener = Listener::check(socket, file, Origin::New).map_err(io::Error::other)?;
+        if !listener.address.is_one_of(slice::from_ref(address)) {
+            return Err(io::Error::other(format!("the program's socket listens on {}", listener.address)));
+        }
+        listener.set_mode(socket_mode);
+        Ok(listener)
     }
 
     /// A listening socket that another process has opened, called by this name here. With it comes its file if
@@ -282,12 +302,13 @@ mod tests {
                 let socket = socket.try_clone().unwrap().into();
                 Listener::given(socket, None, "here".to_owned()).unwrap()
             });
+            let mut given = given.enumerate().collect();
             let asked: Vec<String> = asked.into_iter().map(str::to_owned).collect();
             let make = |address: &Address| {
                 assert_eq!(address.to_string(), other);
                 Listener::bind(address, 0, &mut NewFiles::default())
             };
-            let (found, others) = Listener::open_all(&asked, given.collect(), make).unwrap();
+            let found = Listener::open_all(&asked, &mut given, make).unwrap();
             let is_expected = |(found, expected): (&Listener, &&str)| match found.origin() {
                 Origin::New => *expected == other,
                 Origin::Given(_) => found.address().to_string() == *expected,
@@ -296,7 +317,7 @@ mod tests {
                 found.len() == expected.len() && found.iter().zip(&expected).all(is_expected),
                 "{asked:?}"
             );
-            assert_eq!(others.into_iter().map(|(index, _)| index).collect::<Vec<_>>(), left, "{asked:?}");
+            assert_eq!(given.into_iter().map(|(index, _)| index).collect::<Vec<_>>(), left, "{asked:?}");
         }
     }
 }

@@ -23,6 +23,7 @@ mod load;
 mod moving;
 mod operations;
 mod overlap;
+mod own_sockets;
 mod partner;
 mod places;
 mod program;

@@ -39,6 +39,7 @@ const PROGRAMS: &[(&str, Run)] = &[
     ("lines", lines::run),
     ("lock", crate::handed_on::run),
     ("one", crate::handles::run_one),
+    ("own", crate::own_sockets::run),
     ("sigpipe", crate::sigpipe::run),
     ("two", crate::handles::run),
     ("udp", udp::run),

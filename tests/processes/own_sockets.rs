@@ -1,0 +1,193 @@
+//! Listening sockets that a program makes itself.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use handover::{Error, Options, Outcome, Request, Response, Server as Bound};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockopt, listen, setsockopt, socket,
+    sockopt,
+};
+
+use crate::client::{self, Target};
+use crate::load::{Kind, Load};
+use crate::programs::{start, take_over};
+use crate::server::{Server, exited, freeze, thaw, wait_for_end};
+
+/// The option that the program sets.
+const SEGMENT: u32 = 1000;
+
+/// An embedding program that opens its sockets itself. The file `journal` says what is different.
+pub fn run(options: Options) -> ExitCode {
+    match serve(options) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(options: Options) -> Result<Outcome, Error> {
+    let address = options.listen.first().cloned().unwrap_or("127.0.0.1:0".to_owned());
+    let difference = fs::read_to_string(env::var("JOURNAL").unwrap()).unwrap_or_default();
+    let mut server = Bound::bind(Options { listen: Vec::new(), ..options })?;
+    let other = || TcpListener::bind("127.0.0.2:0");
+    match &*difference {
+        "another address" => server.listen_on("127.0.0.3:0", other)?,
+        "a failure" => {
+            server.listen_on("127.0.0.3:0", || Err::<TcpListener, _>(io::Error::other("no time")))?
+        }
+        "no socket" => server.listen_on("127.0.0.3:0", || fs::File::open("/dev/null"))?,
+        "not listening" => server.listen_on("127.0.0.3:0", bound)?,
+        "none" => return server.serve(|_: &mut Request| Response::from_string("").boxed()),
+        _ => {}
+    }
+    server.listen_on(&address, open)?;
+    let path = PathBuf::from(env::var("directory").unwrap()).join("own");
+    let address = format!("unix:{}", path.display());
+    match &*difference {
+        "no Unix socket" => {}
+        "opened before" => {
+            let opened = UnixListener::bind(&path).unwrap();
+            server.listen_on(&address, || Ok(opened))?;
+        }
+        _ => server.listen_on(&address, || UnixListener::bind(&path))?,
+    }
+    let addresses = server.addresses().len();
+    server.serve(move |_: &mut Request| {
+        Response::from_string(format!("{} of {addresses}", std::process::id())).boxed()
+    })
+}
+
+/// A socket with an option of its own, and a queue that is as short as can be.
+fn open() -> io::Result<OwnedFd> {
+    let own = bound()?;
+    listen(&own, Backlog::new(1).unwrap())?;
+    Ok(own)
+}
+
+fn bound() -> io::Result<OwnedFd> {
+    let own = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&own, sockopt::ReuseAddr, &true)?;
+    setsockopt(&own, sockopt::TcpMaxSeg, &SEGMENT)?;
+    bind(own.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0))?;
+    Ok(own)
+}
+
+/// Whether the socket that is listened on is the one that the program has made.
+fn is_own(server: &Server) -> bool {
+    let connection = TcpStream::connect(server.address).unwrap();
+    getsockopt(&connection, sockopt::TcpMaxSeg).unwrap() <= SEGMENT
+}
+
+fn targets(server: &Server) -> [Target; 2] {
+    [server.address.into(), server.directory.join("own").into()]
+}
+
+#[test]
+fn sockets_that_a_program_has_made_are_handed_over_like_others() {
+    let server = start("own", "listen=");
+    let path = server.directory.join("own");
+    let load = Load::start_all(&targets(&server), &[Kind::Close, Kind::KeepAlive, Kind::Naive], 1);
+    for _ in 0..20 {
+        let old = server.serving();
+        let new = server.hand_over();
+        assert_eq!(wait_for_end(old), exited(old, 0));
+        for target in targets(&server) {
+            assert_eq!(client::get(target, "/").unwrap().text(), format!("{new} of 2"));
+        }
+        assert!(is_own(&server));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+    }
+    let mut takers: Vec<Server> = Vec::new();
+    for _ in 0..3 {
+        takers.push(take_over(takers.last().unwrap_or(&server), &server, "own"));
+        assert!(is_own(&server));
+    }
+    load.stop();
+    let last = takers.last().unwrap();
+    for target in targets(&server) {
+        assert_eq!(client::get(target, "/").unwrap().text(), format!("{} of 2", last.first()));
+    }
+    assert_eq!(last.stop(), exited(last.first(), 0));
+    assert!(!path.exists());
+    server.expect_refusal();
+}
+
+#[test]
+fn the_queue_of_a_socket_that_a_program_has_made_is_as_long_as_that_of_others() {
+    let server = start("own", "listen=");
+    freeze(server.first());
+    let connect = |_| TcpStream::connect_timeout(&server.address, Duration::from_secs(10)).unwrap();
+    let waiting: Vec<TcpStream> = (0..100).map(connect).collect();
+    thaw(server.first());
+    assert_eq!(server.get("/"), format!("{} of 2", server.first()));
+    drop(waiting);
+}
+
+#[test]
+fn a_socket_that_a_successor_does_not_ask_for_is_closed_when_it_serves() {
+    let server = start("own", "listen=");
+    let path = server.directory.join("own");
+    fs::write(server.directory.join("journal"), "no Unix socket").unwrap();
+    let old = server.serving();
+    server.hand_over();
+    server.expect("no longer listening on unix:");
+    assert_eq!(wait_for_end(old), exited(old, 0));
+    assert!(!path.exists());
+    assert_eq!(server.get("/"), format!("{} of 1", server.serving()));
+    // It is made again if it is missing.
+    fs::remove_file(server.directory.join("journal")).unwrap();
+    server.hand_over();
+    assert_eq!(client::get(path, "/").unwrap().text(), format!("{} of 2", server.serving()));
+}
+
+#[test]
+fn a_socket_that_a_program_has_from_elsewhere_keeps_its_file() {
+    let server = start("own", "listen=");
+    let path = server.directory.join("own");
+    fs::write(server.directory.join("journal"), "no Unix socket").unwrap();
+    server.hand_over();
+    wait_for_end(server.first());
+    fs::write(server.directory.join("journal"), "opened before").unwrap();
+    let old = server.serving();
+    server.hand_over();
+    assert_eq!(wait_for_end(old), exited(old, 0));
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    fs::remove_file(server.directory.join("journal")).unwrap();
+    let old = server.serving();
+    server.hand_over();
+    assert_eq!(wait_for_end(old), exited(old, 0));
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode(), mode);
+    UnixStream::connect(&path).unwrap();
+    assert_eq!(server.stop(), exited(server.serving(), 0));
+    assert!(path.exists());
+}
+
+#[test]
+fn a_socket_that_is_not_what_it_should_be_fails_the_handover_with_the_reason() {
+    let server = start("own", "listen=");
+    for (difference, reason) in [
+        ("another address", "cannot listen on 127.0.0.3:0: the program's socket listens on 127.0.0.2:"),
+        ("a failure", "cannot listen on 127.0.0.3:0: no time"),
+        ("no socket", "cannot listen on 127.0.0.3:0: it is not a socket"),
+        ("not listening", "cannot listen on 127.0.0.3:0: it is not listening"),
+        ("none", "cannot listen: there is no address to listen on"),
+    ] {
+        fs::write(server.directory.join("journal"), difference).unwrap();
+        let answer = handover::ask(&server.directory.join("control"), "restart").unwrap();
+        assert!(answer.contains(&format!("before it was ready: {reason}")), "{answer}");
+        assert_eq!(server.get("/"), format!("{} of 2", server.first()));
+    }
+    assert_eq!(server.stop(), exited(server.first(), 0));
+    assert!(!server.directory.join("own").exists());
+}
