@@ -20,6 +20,16 @@ pub(crate) fn later(instant: Instant, duration: Duration) -> Instant {
     instant + duration.min(CENTURY)
 }
 
+/// Makes a system call until no signal has interrupted it.
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}
+
 /// For [`poll_until`]: there is something to read from a descriptor, or something to accept, or it has ended.
 pub(crate) fn readable<Fd: AsFd>(descriptor: &Fd) -> PollFd<'_> {
     PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)

@@ -12,7 +12,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use super::TRACE;
 use super::named::is_name;
 use crate::counters::Counters;
-use crate::deadline::{poll_until, readable};
+use crate::deadline::{poll_until, readable, uninterrupted};
 use crate::unix_file::UnixFile;
 
 /// The first line of every link, written before the successor runs. A descriptor without it is no link.
@@ -154,12 +154,7 @@ impl Link {
         line.truncate(LONGEST_LINE);
         line.push(b'\n');
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let sent = loop {
-            match send(self.socket.as_raw_fd(), &line, flags) {
-                Err(Errno::EINTR) => {}
-                sent => break sent == Ok(line.len()),
-            }
-        };
+        let sent = uninterrupted(|| send(self.socket.as_raw_fd(), &line, flags)) == Ok(line.len());
         if sent {
             log::debug!(target: TRACE, "trace: says {word}");
         }
@@ -193,9 +188,8 @@ impl Link {
     fn read(&mut self) {
         let mut bytes = [0; 256];
         while !self.ended {
-            match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+            match uninterrupted(|| recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT)) {
                 Err(Errno::EAGAIN) => return,
-                Err(Errno::EINTR) => {}
                 Ok(0) | Err(_) => self.ended = true,
                 Ok(count) => {
                     self.unheard.extend_from_slice(&bytes[..count]);
@@ -231,10 +225,7 @@ impl Link {
 /// raises it, which kills an embedding program that has set it back to its default.
 pub(crate) fn send_all(socket: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        match send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
-            Err(Errno::EINTR) => {}
-            sent => bytes = &bytes[sent?..],
-        }
+        bytes = &bytes[uninterrupted(|| send(socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL))?..];
     }
     Ok(())
 }

@@ -161,7 +161,7 @@ fn at_whatever_moment_the_successor_is_killed_each_connection_goes_on_or_is_coun
         thread::sleep(Duration::from_micros(1500 * moment));
         signal_process(successor, Signal::SIGKILL);
         let line = server.expect("accepting connections again");
-        let lost = if line.contains("moved") { number_after(&line, "again; ") } else { 0 };
+        let lost = if line.contains("moved") { number_after(&line, "moved=") } else { 0 };
         let goes_on = |client: &mut &mut Client| {
             let sent = client.stream.get_mut().write_all(b"again\n");
             sent.and_then(|()| client.receive()).is_ok_and(|answer| answer == "2 again\n")

@@ -13,6 +13,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::counters::Counters;
+use crate::deadline::uninterrupted;
 use crate::handover::descriptors;
 
 /// The longest message, in bytes.
@@ -60,12 +61,7 @@ impl Socket {
         let rights = if numbers.is_empty() { &[] } else { &rights[..] };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         let bytes = [IoSlice::new(message.as_ref())];
-        loop {
-            match sendmsg::<()>(self.socket.as_raw_fd(), &bytes, rights, flags, None) {
-                Err(Errno::EINTR) => {}
-                sent => return sent.map(drop),
-            }
-        }
+        uninterrupted(|| sendmsg::<()>(self.socket.as_raw_fd(), &bytes, rights, flags, None)).map(drop)
     }
 
     /// Waits for the next message, for a second at most.
