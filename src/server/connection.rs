@@ -59,11 +59,6 @@ const MOMENT: Duration = Duration::from_millis(20);
 /// How long a connection that was refused waits before it is offered again.
 const SECOND_OFFER: Duration = Duration::from_secs(1);
 
-/// The receive timeout (socket(7), SO_RCVTIMEO) of a connection.
-pub(super) fn moment() -> TimeVal {
-    TimeVal::microseconds(MOMENT.as_micros() as i64)
-}
-
 impl Connection {
     /// One that has just been accepted.
     pub(crate) fn new(
@@ -82,10 +77,9 @@ impl Connection {
         registry: Arc<Registry>,
         activity: Activity,
     ) -> io::Result<Connection> {
-        // One from the network has inherited it, if it was accepted here.
-        if peer == Peer::Local || activity != Activity::NEW {
-            setsockopt(&socket, sockopt::ReceiveTimeout, &moment())?;
-        }
+        // What it has inherited from the listening socket is as old as its place in the queue.
+        let moment = TimeVal::microseconds(MOMENT.as_micros() as i64);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &moment)?;
         let (activity, decided, state) = (Mutex::new(activity), Condvar::new(), Mutex::default());
         let (kept, requests) = (false.into(), 0.into());
         Ok(Connection { socket, peer, local, registry, activity, decided, state, kept, requests })

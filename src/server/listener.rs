@@ -18,7 +18,7 @@ use nix::sys::socket::{Backlog, SockType, getsockopt, listen, setsockopt, sockop
 
 use crate::error::{Error, Reason};
 use crate::server::address::Address;
-use crate::server::connection::{self, Peer};
+use crate::server::connection::Peer;
 use crate::unix_file::{self, LONGEST_PATH, UnixFile};
 
 pub(crate) struct Listener {
@@ -208,7 +208,6 @@ impl Listener {
             // A response is written in one piece, or in pieces as large as its buffer: Nagle's algorithm
             // could only delay the last one. Every connection inherits this.
             setsockopt(socket, sockopt::TcpNoDelay, &true)?;
-            setsockopt(socket, sockopt::ReceiveTimeout, &connection::moment())?;
         }
         // As many as net.core.somaxconn allows. The standard library asks for 128, which a burst of
         // reconnecting clients fills at once.

@@ -832,3 +832,13 @@ fn a_predecessor_that_was_stopped_goes_on_moving() {
     assert!(successor.moving.hear().0.starts_with("move "));
     finished.join().unwrap();
 }
+
+#[test]
+fn a_client_that_has_connected_before_the_process_had_the_socket_does_not_hold_up_its_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut early = Client::connect(listener.local_addr().unwrap()).unwrap();
+    let Predecessor { server, .. } = Predecessor::start_with(listener);
+    assert_eq!(answerer(&early.get("/hello").unwrap()), server.serving());
+    assert_eq!(server.stop(), exited(server.serving(), 0));
+    assert!(!server.log().contains("cutting what is in flight"), "{}", server.log());
+}

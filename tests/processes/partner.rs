@@ -137,9 +137,13 @@ pub struct Predecessor {
 
 impl Predecessor {
     pub fn start() -> Predecessor {
+        Predecessor::start_with(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// The same with this socket.
+    pub fn start_with(listener: TcpListener) -> Predecessor {
         let directory = Directory::new();
         let control = UnixListener::bind(directory.join("control")).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let mut command = Command::new(BINARY);
         command.env("RUST_LOG", "debug").args(["--listen", &address, "--takeover", "--control"]);
