@@ -30,6 +30,8 @@
 //! killed by its predecessor. If it dies without one of the last two words, the predecessor *takes back*: it
 //! accepts again.
 //!
+//! The page man/handover.7 says all this byte by byte, for programs in other languages, too.
+//!
 //! In a line of three processes the middle one can die in a handover, at any moment. Then either the first
 //! takes back or the last serves. The link between the first and the middle one decides, because the last has
 //! its end, too: it says `handed over` there, on behalf of the middle one. If that cannot be said any more,

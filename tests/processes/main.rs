@@ -32,6 +32,7 @@ mod programs;
 #[allow(dead_code)]
 #[path = "../model/protocol/mod.rs"]
 mod protocol;
+mod python;
 mod resources;
 mod server;
 mod sigpipe;
