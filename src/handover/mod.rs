@@ -8,8 +8,7 @@
 //!
 //! The first line on a link is `handover 1`, the greeting, which is written before the program is executed, with
 //! these lines where they apply, in this order: `above`, `file`, `named`, `state`. Each `above`, `named` and `state`
-//! stands for the next of the descriptors behind that of moving. A successor refuses a greeting with any other line,
-//! or with more of them than descriptors. Each further line is a word:
+//! stands for the next of the descriptors behind that of moving. Each further line is a word:
 //!
 //! | from | line | meaning |
 //! |---|---|---|
@@ -30,7 +29,8 @@
 //! killed by its predecessor. If it dies without one of the last two words, the predecessor *takes back*: it
 //! accepts again.
 //!
-//! The page man/handover.7 says all this byte by byte, for programs in other languages, too.
+//! The page man/handover.7 says all this byte by byte, with what is done when something else comes, so that a
+//! program in another language can be either side.
 //!
 //! In a line of three processes the middle one can die in a handover, at any moment. Then either the first
 //! takes back or the last serves. The link between the first and the middle one decides, because the last has
