@@ -7,6 +7,7 @@ mod client;
 mod command;
 mod control;
 mod decision;
+mod diagnostics;
 mod documents;
 mod drain;
 mod failed_successor;

@@ -222,6 +222,16 @@ fn passes(server: &Server, lack: &str, plenty: &str, reason: &str) {
     assert_eq!(server.hello(), successor);
 }
 
+/// What the manual tells an operator to do.
+#[test]
+fn a_limit_that_is_raised_while_a_process_runs_is_that_of_its_successor() {
+    let server = start_limited("ulimit -S -v 146484");
+    capacity(&server, "RLIMIT_AS is");
+    limit(server.first(), "--as=unlimited");
+    server.hand_over();
+    assert_eq!(server.log().matches("RLIMIT_AS is").count(), 1, "{}", server.log());
+}
+
 #[test]
 fn a_lack_of_descriptors_that_comes_later_fails_a_handover_and_passes() {
     let server = start_limited("ulimit -n 64");
