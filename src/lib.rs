@@ -70,24 +70,29 @@
 //!
 //! # How to read the code
 //!
-//! Start with `process.rs`: a table of what each event means in each phase, and one function for each phase.
-//! `serve.rs` is what comes before, how a process begins, and `events.rs` the one place where its loop waits.
-//! What the loop publishes for other threads is in `watch.rs`, and `handle.rs` is what a program sees of that.
-//! They rest on four folders, none of which knows them:
+//! Start with `process.rs`: a table of what each event means in each phase, and one function for each phase;
+//! those of an overlap and of the end are in `process/`. What comes before is in `serve.rs`: the listening sockets
+//! (`serve/sockets.rs`), what the program adds to them (`serve/handed_on.rs`), and all that can fail before the
+//! first connection (`serve/start.rs`). `events.rs` is the one place where the loop waits. What it publishes for
+//! other threads is in `watch.rs`; a program sees of that a `status.rs`, with what `counters.rs` counts, through a
+//! `handle.rs`. They rest on four folders, none of which knows them:
 //!
 //! - `handover`, the mechanism: the protocol (`mod.rs`) and its words (`link.rs`), the process after this one
 //!   (`successor.rs`; `handed.rs`: what it gets, `program.rs`: which program, `spawn.rs`: as a child, `takeover.rs`:
-//!   not as a child) and
-//!   the one before it (`predecessor.rs`), and open connections on their way (`moving.rs`). Every `unsafe` is
-//!   in `descriptors.rs`.
+//!   not as a child) and the one before it (`predecessor.rs`), what a program hands on by name and as its state
+//!   (`named.rs`, `state.rs`), and open connections on their way (`moving.rs`). Every `unsafe` is in
+//!   `descriptors.rs`.
 //! - `server`, the connections: where to listen (`listener.rs`), the accept loop (`acceptor.rs`), and the
 //!   open connections, each entered in `registry.rs` and served on a thread of `workers.rs`; `capacity.rs` says
-//!   how many there may be.
+//!   how many there may be. One connection is `connection.rs`: what it is doing (`connection/activity.rs`), its
+//!   bytes within their time limits (`transfer.rs`), and what goes along when it moves (`moving.rs`).
 //! - `http`, which speaks HTTP on one connection. Beside it, `stream.rs` is a connection on which the embedding
-//!   program speaks a protocol of its own; `service.rs` is the choice between the two.
+//!   program speaks a protocol of its own; `service.rs` is the choice between the two, and `buffer.rs` is what both
+//!   have read and not used.
 //! - `operations`, the operator's and the supervisor's side: requests come as signals and on the control
 //!   socket, `places.rs` and `systemd.rs` show which process serves, `keeper.rs` stays for a supervisor.
 //!
+//! The command is `main.rs` and `command/`, and uses nothing but the items below.
 //! `tests/model` has the protocol as a model, every interleaving of which is visited, and to which the traces of
 //! real processes are compared.
 
