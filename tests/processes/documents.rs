@@ -556,3 +556,20 @@ fn each_file_that_a_document_names_is_there() {
     });
     assert!(named.count() > 20);
 }
+
+#[test]
+fn the_diagram_of_the_readme_shows_words_of_the_protocol_in_their_order() {
+    let readme = include_str!("../../README.md");
+    let diagram = readme.split("```").find(|block| block.starts_with("mermaid")).unwrap();
+    let between = |line: &&str| ["O->>N: ", "N->>O: "].iter().any(|arrow| line.trim().starts_with(arrow));
+    let words =
+        diagram.lines().filter(between).map(|line| line.trim()[7..].split([' ', ',']).next().unwrap());
+    assert_eq!(words.collect::<Vec<_>>(), ["posix_spawn", "ready", "go", "serving", "move", "took"]);
+    let protocol =
+        concat!(include_str!("../../src/handover/mod.rs"), include_str!("../../src/handover/moving.rs"));
+    for word in ["handover 1", "ready", "go", "serving", "move", "took"] {
+        assert!(diagram.contains(word), "{word} is missing");
+        let is_word = |end| protocol.contains(&format!("`{word}{end}"));
+        assert!(is_word('`') || is_word(' '), "{word} is no word");
+    }
+}
