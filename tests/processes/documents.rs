@@ -23,8 +23,12 @@ use crate::supervised::is_installed;
 const PLACEHOLDERS: [(&str, &str); 2] = [("/srv", "DIRECTORY"), ("0.1.0", env!("CARGO_PKG_VERSION"))];
 
 /// The blocks that are not run, by their first lines, and why.
-const NOT_RUN: [(&str, &str); 4] = [
-    ("cargo build --release", "it builds the command, which the tests have"),
+const NOT_RUN: [(&str, &str); 5] = [
+    (
+        "cargo run --release",
+        "it builds the command, which the tests have, and runs it, as the next block does",
+    ),
+    ("cargo test", "it would be this test in itself"),
     (
         "#!/bin/sh",
         "it is a file for runit, and runit_sees_one_process_through_handovers is run with its like",
