@@ -6,7 +6,9 @@ use std::process::Command;
 
 use crate::client::Client;
 use crate::load::{Kind, Load};
-use crate::server::{BINARY, Directory, Server, exited, install_script, number_after, wait_for_end};
+use crate::server::{
+    BINARY, Directory, Server, exited, expect_dead, install_script, number_after, wait_for_end,
+};
 use crate::supervised::is_installed;
 
 fn script(name: &str) -> PathBuf {
@@ -35,7 +37,7 @@ fn expect_answer(client: &mut Client, pid: u32) {
 /// The process that serves has everything of the one before it, which needed nobody to cut its connections.
 fn expect_succession(server: &Server, client: &mut Client, old: u32) {
     server.expect(&format!("{old} INFO  drained, moved="));
-    assert_eq!(wait_for_end(old), exited(old, 0));
+    expect_dead(old);
     expect_answer(client, server.serving());
     assert_eq!(server.hello(), server.serving());
 }
@@ -52,6 +54,7 @@ fn a_program_in_python_succeeds_the_command_and_nothing_is_lost() {
     install_successor(&server);
     server.hand_over();
     expect_succession(&server, &mut client, server.first());
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
     load.stop();
     assert_eq!(server.stop(), exited(server.serving(), 0));
 }
@@ -91,6 +94,7 @@ fn a_program_in_python_takes_over_from_the_command() {
     let successor = successor.spawn().unwrap().id();
     assert_eq!(server.expect_handover(), successor);
     expect_succession(&server, &mut client, server.first());
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
     load.stop();
     assert_eq!(server.stop(), exited(successor, 0));
 }
