@@ -34,7 +34,13 @@ pub(crate) type Ask = dyn Fn(Requester, Action) + Send + Sync;
 
 /// A control socket that is served. Dropping it removes the socket if it is still in its place.
 pub(crate) struct Control {
+    // In this order: once the socket is closed, another file may get the inode by which the place knows its own.
     place: Place,
+    _service: Service,
+}
+
+/// The thread that takes the requests, and has the socket.
+struct Service {
     thread: Option<JoinHandle<()>>,
     stop: Option<PipeWriter>,
 }
@@ -69,7 +75,7 @@ impl Control {
         listener.set_nonblocking(true)?;
         let serve = move || clients::serve(&listener, &stopped, &*ask);
         let thread = thread::Builder::new().name("control".to_owned()).spawn(serve)?;
-        Ok(Control { place, thread: Some(thread), stop: Some(stop) })
+        Ok(Control { place, _service: Service { thread: Some(thread), stop: Some(stop) } })
     }
 
     pub(crate) fn place(&mut self) -> &mut Place {
@@ -77,11 +83,49 @@ impl Control {
     }
 }
 
-impl Drop for Control {
+impl Drop for Service {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::sync::{Mutex, mpsc};
+    use std::time::Instant;
+    use std::{env, process};
+
+    use super::*;
+    use crate::deadline::{BACK_OFF, after};
+    use crate::lock::lock;
+
+    #[test]
+    fn the_file_is_removed_while_its_socket_is_open_so_that_no_other_file_has_its_inode() {
+        let path = env::temp_dir().join(format!("handover-control-{}", process::id()));
+        let (asked, requests) = mpsc::channel();
+        let (go_on, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let ask = move |_, _| {
+            asked.send(()).unwrap();
+            let _ = lock(&held).recv();
+        };
+        let control = Control::open(&path, Before::Nothing, Arc::new(ask)).unwrap();
+        UnixStream::connect(&path).unwrap().write_all(b"status\n").unwrap();
+        requests.recv().unwrap();
+        // The thread is in the midst of a request, and so has the socket.
+        let dropping = thread::spawn(move || drop(control));
+        let deadline = after(100 * BACK_OFF);
+        while path.exists() && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        let is_removed = !path.exists();
+        drop(go_on);
+        dropping.join().unwrap();
+        assert!(is_removed);
     }
 }
