@@ -140,8 +140,11 @@ impl Connection {
     /// CPU time; a stop or a drain takes at most that moment longer for it.
     pub(crate) fn read_request(self: &Arc<Self>, buffer: &mut [u8], patience: Duration) -> io::Result<usize> {
         self.kept.store(false, Ordering::Relaxed);
-        // One that has been moved here while it was idle still is.
-        let is_idle = matches!(*self.activity(), Activity::Waiting { idle_since: Some(_), .. });
+        // One that has been moved here while it was idle still is, unless it has been moved on before its thread began.
+        let is_idle = match *self.settled() {
+            Activity::Moved => return Ok(0),
+            ref activity => matches!(activity, Activity::Waiting { idle_since: Some(_), .. }),
+        };
         if !is_idle && !self.is_moving() {
             match recv(self.descriptor(), buffer, MsgFlags::empty()) {
                 Err(Errno::EAGAIN | Errno::EINTR) => {}

@@ -97,3 +97,31 @@ impl Connection {
         Some(connection)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_read_from_a_connection_that_was_moved_before_its_thread_began() {
+        let local = Address::from_word("127.0.0.1:1").unwrap();
+        let (connection, client) = Connection::pair(Peer::Local, local).unwrap();
+        let connection = Arc::new(connection);
+        // As one that has just been moved here.
+        connection.become_idle();
+        let offer = connection.offer().unwrap();
+        (&*client).write_all(b"!").unwrap();
+        // There is no mover any more, but one on its way may still be taken.
+        let thread = thread::spawn({
+            let connection = Arc::clone(&connection);
+            move || connection.read_request(&mut [0], Duration::from_secs(10)).unwrap()
+        });
+        connection.decide(true);
+        assert_eq!(thread.join().unwrap(), 0);
+        assert!(connection.has_unread());
+        drop(offer);
+    }
+}
