@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Instant;
 
@@ -46,10 +47,16 @@ pub(crate) struct Poster {
     queue: Sender<Event>,
     /// The number of events in the queue.
     count: Arc<EventFd>,
+    /// [`Event::Child`] is in the queue. Once is enough for all children, and they may end faster than a process
+    /// that stays can look at all processes.
+    has_child: Arc<AtomicBool>,
 }
 
 impl Poster {
     pub(crate) fn post(&self, event: Event) {
+        if matches!(event, Event::Child) && self.has_child.swap(true, Ordering::SeqCst) {
+            return;
+        }
         // It fails only once the loop has ended.
         if self.queue.send(event).is_ok() {
             let _ = self.count.write(1);
@@ -61,7 +68,8 @@ impl Events {
     pub(crate) fn new() -> io::Result<Events> {
         let flags = EfdFlags::EFD_SEMAPHORE | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let (sender, queue) = mpsc::channel();
-        Ok(Events { queue, poster: Poster { queue: sender, count: Arc::new(EventFd::from_flags(flags)?) } })
+        let (count, has_child) = (Arc::new(EventFd::from_flags(flags)?), Arc::default());
+        Ok(Events { queue, poster: Poster { queue: sender, count, has_child } })
     }
 
     pub(crate) fn poster(&self) -> Poster {
@@ -94,6 +102,10 @@ impl Events {
             if self.poster.count.read().is_ok()
                 && let Ok(event) = self.queue.try_recv()
             {
+                // From now on another one may end that is not looked at.
+                if matches!(event, Event::Child) {
+                    self.poster.has_child.store(false, Ordering::SeqCst);
+                }
                 return event;
             }
             let links = [successor, predecessor].into_iter().flatten().map(readable);
@@ -103,6 +115,27 @@ impl Events {
             if events[..waiting.len()].iter().any(has_come) {
                 return Event::Left;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn children_that_end_faster_than_they_are_looked_at_do_not_put_off_a_stop() {
+        let events = Events::new().unwrap();
+        let next = || events.next(Some(Instant::now() + Duration::from_secs(60)), [None, None], &[]);
+        for _ in 0..2 {
+            for _ in 0..1000 {
+                events.poster.post(Event::Child);
+            }
+            events.poster.post(Event::Drained);
+            assert!(matches!(next(), Event::Child));
+            assert!(matches!(next(), Event::Drained));
         }
     }
 }
