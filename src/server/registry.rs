@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::io::{self, PipeReader};
+use std::iter;
 use std::mem;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -139,7 +140,7 @@ impl Registry {
         // It fails only if that has been said more often than can be counted.
         let _ = self.drain_begun.write(1);
         if let Some(mover) = self.mover().clone() {
-            let connections = self.open().values().cloned().collect();
+            let connections = self.open().values().map(Arc::downgrade).collect();
             mover.send_idle(Idle { connections, registry: Arc::clone(self) });
         }
         self.report_if_empty();
@@ -264,7 +265,8 @@ impl Drop for Entry {
 
 /// The connections that are idle, to be moved without their threads, which are woken when that is done.
 struct Idle {
-    connections: Vec<Arc<Connection>>,
+    /// One that ends meanwhile is closed at once, as its client may wait for that.
+    connections: Vec<Weak<Connection>>,
     registry: Arc<Registry>,
 }
 
@@ -272,7 +274,7 @@ impl Iterator for Idle {
     type Item = Offer;
 
     fn next(&mut self) -> Option<Offer> {
-        std::iter::from_fn(|| self.connections.pop()).find_map(|connection| connection.offer_if_idle())
+        iter::from_fn(|| self.connections.pop()).find_map(|connection| connection.upgrade()?.offer_if_idle())
     }
 }
 

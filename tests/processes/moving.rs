@@ -536,6 +536,24 @@ fn a_connection_that_comes_back_in_the_last_moment_of_a_drain_is_moved_on() {
 }
 
 #[test]
+fn a_connection_that_ends_is_closed_even_while_others_wait_to_be_moved() {
+    let server = Server::start_replaceable(&["--log-level", "debug"]);
+    let idle: Vec<Client> = (0..50).map(|_| server.idle_client()).collect();
+    let mut ending = connect(&server, 8);
+    ending.iter_mut().for_each(|client| client.send("GET /sleep?duration=1s HTTP/1.0\r\n\r\n").unwrap());
+    wait_until(|| server.status("in-flight=") == 8, || server.log());
+    let successor = Successor::take_over(&server.directory.join("control"));
+    // It answers nothing, so that most are not even offered.
+    assert!(successor.moving.hear().0.starts_with("move "));
+    for client in &mut ending {
+        assert_eq!(client.receive().unwrap().status, 200);
+        assert!(client.rest().unwrap().is_empty());
+    }
+    assert!(!server.log().contains("not taken by the other process"));
+    drop((successor, idle));
+}
+
+#[test]
 fn an_empty_line_does_not_end_a_connection_that_was_idle_before_it_was_moved() {
     let Predecessor { server, moving, link: _link } = Predecessor::start();
     let (mut client, socket, peer) = pair();
