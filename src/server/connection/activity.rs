@@ -47,13 +47,15 @@ impl Connection {
 
     /// The connection is not idle any more; `false` if it has been moved instead.
     pub(crate) fn become_busy(&self) -> bool {
-        // The successor that has refused it may be gone, and the next one may not refuse it.
-        self.kept.fetch_and(self.registry.is_moving(), Ordering::Relaxed);
         let mut activity = self.settled();
         if let Activity::Waiting { idle_since, .. } = &mut *activity {
             *idle_since = None;
         }
-        *activity != Activity::Moved
+        let is_here = *activity != Activity::Moved;
+        drop(activity);
+        // The successor that has refused it may be gone, and the next one may not refuse it.
+        self.kept.fetch_and(self.registry.is_moving(), Ordering::Relaxed);
+        is_here
     }
 
     /// The connection ends when its client has read the last response, which may still be on its way.
