@@ -16,6 +16,7 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, con
 use crate::server::{
     BINARY, Directory, Gate, Server, exited, freeze, install, install_script, thaw, wait_for_end, wait_until,
 };
+use crate::untested::untested;
 
 /// A command that is about to give up.
 struct Waiting(Child);
@@ -137,7 +138,7 @@ fn a_start_on_a_socket_with_a_full_queue_fails_at_once() {
 fn nothing_is_sent_to_a_process_of_another_user_and_nothing_taken_from_it() {
     const NOBODY: u32 = 65534;
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        eprintln!("only root can start a process of another user: nothing is tested");
+        untested("only root can start a process of another user");
         return;
     }
     // A directory that others may write to.

@@ -19,6 +19,7 @@ use crate::server::{
     BINARY, Directory, Server, errno_text, exited, install, install_script, number_after, signal_process,
     wait_for_end, wait_until,
 };
+use crate::untested::untested;
 
 /// A server with a control socket, whose program is a file that can be replaced.
 fn start(arguments: &[&str]) -> (Server, PathBuf) {
@@ -288,7 +289,7 @@ fn garbage_gets_one_line() {
 fn another_user_is_refused() {
     let (server, control) = start(&[]);
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        eprintln!("only root can be somebody else: nothing is tested");
+        untested("only root can be somebody else");
         return;
     }
     // Even if the permissions of the socket let him through.

@@ -17,6 +17,7 @@ use nix::unistd::mkfifo;
 
 use crate::server::{BINARY, Directory, PATIENCE, expect_dead, install};
 use crate::supervised::is_installed;
+use crate::untested::untested;
 
 /// What stands for what it is in this place, beside the numbers, of which those of four digits or more are
 /// process IDs, and the times.
@@ -449,7 +450,7 @@ fn in_namespaces(test: &str) {
     let unshare = ["--map-root-user", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"];
     let probe = Command::new("unshare").args(unshare).arg("true").output();
     if !probe.is_ok_and(|output| output.status.success()) {
-        eprintln!("no namespace is to be had: nothing is tested");
+        untested("no namespace is to be had");
         return;
     }
     let directory = Directory::new();

@@ -48,3 +48,4 @@ mod systemd;
 mod takeover;
 mod terminal;
 mod trace;
+mod untested;

@@ -17,6 +17,7 @@ use crate::client::Client;
 use crate::server::{
     Directory, Server, errno_text, exited, expect_at_rest, install, number_after, wait_for_end, wait_until,
 };
+use crate::untested::untested;
 
 /// The tests themselves need a descriptor for each client.
 fn raise_descriptor_limit() {
@@ -128,7 +129,7 @@ fn as_another_user(command: &mut Command, directory: &Directory) {
 fn is_root() -> bool {
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     if !is_root {
-        eprintln!("only root can be another user: nothing is tested");
+        untested("only root can be another user");
     }
     is_root
 }
@@ -159,7 +160,7 @@ impl Group {
             fs::write(group.0.join("pids.max"), threads.to_string()).is_ok().then_some(group)
         });
         if group.is_none() {
-            eprintln!("no control group for threads is to be had: nothing is tested");
+            untested("no control group for threads is to be had");
         }
         group
     }

@@ -14,12 +14,13 @@ use crate::server::{
     BINARY, Directory, Held, PATIENCE, Server, exited, expect_at_rest, install, install_script, number_after,
     signal_process, wait_for_end, wait_until,
 };
+use crate::untested::untested;
 
 /// Whether a program is installed. The script that checks the project installs those that are tested with.
 pub fn is_installed(program: &str) -> bool {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
     if !found.status.success() {
-        eprintln!("{program} is not installed: nothing is tested");
+        untested(&format!("{program} is not installed"));
     }
     found.status.success()
 }
@@ -259,7 +260,7 @@ impl Namespace {
         let unshare = ["--pid", "--fork", "--mount-proc", "--kill-child"];
         let probe = Command::new("unshare").args(unshare).arg("true").output();
         if !probe.is_ok_and(|output| output.status.success()) {
-            eprintln!("no namespace is to be had: nothing is tested");
+            untested("no namespace is to be had");
             return None;
         }
         let mut command = Command::new("unshare");

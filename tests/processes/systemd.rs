@@ -17,6 +17,7 @@ use crate::server::{
     BINARY, Directory, Held, install, install_script, number_after, signal_process, wait_until,
 };
 use crate::supervised::is_installed;
+use crate::untested::untested;
 
 /// The units, and the program and the address in them.
 const UNITS: [(&str, &str); 2] = [
@@ -76,7 +77,7 @@ impl Manager {
         if outside.try_wait().unwrap().is_some() {
             let mut reason = String::new();
             outside.stderr.unwrap().read_to_string(&mut reason).unwrap();
-            eprintln!("no systemd of its own is to be had: nothing is tested: {reason}");
+            untested(&format!("no systemd of its own is to be had: {reason}"));
             return None;
         }
         // The port has to be known before; it is free for a moment.
