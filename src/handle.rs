@@ -28,6 +28,10 @@ impl Handle {
     /// Hands over to a new process, as SIGUSR2 does, and waits until it is decided which of the two serves. A
     /// request handler may call it; it is answered by the process that it has come to.
     ///
+    /// The new process runs the program of this one, unless [`Options::program`](crate::Options::program) says
+    /// otherwise. In a test that is the test itself, which would start itself again and again: there the options name
+    /// another program, and its arguments.
+    ///
     /// # Errors
     ///
     /// Why this process serves on, or that it does not serve.

@@ -209,7 +209,8 @@ impl Server {
     ///
     /// The process handles SIGUSR2 and SIGHUP (hand over), SIGINT, SIGTERM and SIGQUIT (stop; a second one, from
     /// half a second later on, cuts what is in flight) and SIGUSR1 (reload) until this returns; half a second later
-    /// they have their old meaning again. A SIGHUP that is ignored when it is called stays ignored. `main` is to
+    /// they have their old meaning again. Before the call they end the first process; those for a child of a
+    /// predecessor wait for it. A SIGHUP that is ignored when it is called stays ignored. `main` is to
     /// return when this does: requests that were cut may still be running on their threads.
     ///
     /// # Errors

@@ -16,8 +16,9 @@ use crate::server::connection::Peer;
 
 /// Answers requests.
 ///
-/// A function or closure `Fn(&mut Request) -> ResponseBox` is a handler. A type that has a configuration to
-/// reload implements this trait itself.
+/// A function or closure `Fn(&mut Request) -> ResponseBox` is a handler. A closure has to name the type of its
+/// argument, `|request: &mut Request| …`: otherwise the compiler finds its "implementation of `FnOnce` not general
+/// enough". A type that has a configuration to reload implements this trait itself.
 pub trait Handler: Send + Sync + 'static {
     /// Answers a request. It runs on the thread of the connection, so on many at the same time, and may
     /// block. If it panics, the client gets a 500.
