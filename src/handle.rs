@@ -14,7 +14,8 @@ use crate::watch::Watch;
 
 /// A server, for any thread, before, while and after it serves; from [`Server::handle`](crate::Server::handle).
 ///
-/// What is asked for means the same as from a signal or through the control socket, and is done in turn.
+/// What is asked for means the same as from a signal or through the control socket, and is done in turn: before the
+/// server serves, [`restart`](Self::restart) and [`reload`](Self::reload) wait until it does.
 #[derive(Clone, Debug)]
 pub struct Handle(pub(crate) Arc<Watch>);
 
