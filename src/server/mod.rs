@@ -268,6 +268,39 @@ mod tests {
     }
 
     #[test]
+    fn one_slow_head_at_a_time_makes_room() {
+        let (ended, end) = mpsc::channel();
+        let (go_on, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let serve = move |connection: &Arc<Connection>| {
+            let begin = Instant::now();
+            let read = connection.in_flight(|| {
+                let read = connection.read_head(&mut [0], begin, PATIENCE);
+                ended.send(()).unwrap();
+                let _ = lock(&held).recv();
+                read
+            });
+            assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        };
+        let listeners = Listener::bind_all(&["127.0.0.1:0".to_owned()], 0).unwrap();
+        let address = listeners[0].address().to_string();
+        let mut server =
+            Connections::new(listeners, 1, Arc::default(), 1 << 20, String::new(), Box::new(serve), || ())
+                .unwrap();
+        server.accept();
+        let _client = TcpStream::connect(&address).unwrap();
+        while server.in_flight() == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        server.registry.want_capacity();
+        end.recv().unwrap();
+        // It has not been answered yet, so there is no room yet.
+        server.registry.want_capacity();
+        assert!(!server.registry.evicts_slow());
+        drop(go_on);
+    }
+
+    #[test]
     fn only_the_client_hangs_up() {
         let (hung_up, look) = mpsc::channel();
         let serve = move |connection: &Arc<Connection>| {

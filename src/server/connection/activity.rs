@@ -66,6 +66,17 @@ impl Connection {
         }
     }
 
+    /// Whether this connection, on which a request is slow to come, has to make room for another one. From now on it
+    /// lingers, so that no further one has to meanwhile.
+    pub(super) fn makes_room(&self) -> bool {
+        let mut activity = self.activity();
+        let makes_room = self.registry.evicts_slow();
+        if makes_room {
+            *activity = Activity::Lingering { since: after(SPARED) };
+        }
+        makes_room
+    }
+
     /// Runs an exchange. Until it returns, the connection has a request in flight.
     pub(crate) fn in_flight<T>(&self, exchange: impl FnOnce() -> T) -> T {
         self.begin_exchange();

@@ -47,7 +47,7 @@ impl Connection {
                 if self.wait_for(PollFlags::POLLIN, look).is_ok() {
                     return Ok(());
                 }
-                if self.registry.evicts_slow() {
+                if self.makes_room() {
                     self.registry.count(Counters { refused: 1, ..Counters::default() });
                     return Err(io::ErrorKind::TimedOut.into());
                 }
