@@ -288,7 +288,7 @@ mod tests {
             Connections::new(listeners, 1, Arc::default(), 1 << 20, String::new(), Box::new(serve), || ())
                 .unwrap();
         server.accept();
-        let _client = TcpStream::connect(&address).unwrap();
+        let mut client = TcpStream::connect(&address).unwrap();
         while server.in_flight() == 0 {
             thread::sleep(Duration::from_millis(1));
         }
@@ -297,6 +297,14 @@ mod tests {
         // It has not been answered yet, so there is no room yet.
         server.registry.want_capacity();
         assert!(!server.registry.evicts_slow());
+        // What its client still sends does not keep it.
+        client.write_all(b"!").unwrap();
+        let evict = || server.registry.open().values().any(|connection| connection.evict());
+        let deadline = after(PATIENCE);
+        while !evict() {
+            assert!(Instant::now() < deadline);
+            thread::sleep(Duration::from_millis(1));
+        }
         drop(go_on);
     }
 

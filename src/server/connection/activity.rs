@@ -112,10 +112,12 @@ impl Connection {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Evicts the connection if it is idle and has nothing to read, and returns whether it did.
+    /// Evicts the connection if it is idle and no request has come, and returns whether it did.
     pub(in crate::server) fn evict(&self) -> bool {
         let mut activity = self.activity();
-        if activity.idleness().is_none() || self.has_unread() {
+        // What comes on one that lingers is of no use any more.
+        let lingers = matches!(*activity, Activity::Lingering { .. });
+        if activity.idleness().is_none() || (!lingers && self.has_unread()) {
             return false;
         }
         *activity = Activity::Evicted;
