@@ -102,7 +102,7 @@ impl Registry {
         lock(&self.mover)
     }
 
-    /// Counters something.
+    /// Counts something.
     pub(super) fn count(&self, counts: Counters) {
         *lock(&self.counts) += counts;
     }

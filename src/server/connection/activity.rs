@@ -62,7 +62,7 @@ impl Connection {
     pub(in crate::server) fn become_lingering(&self) {
         let mut activity = self.activity();
         if let Activity::Waiting { .. } = *activity {
-            *activity = Activity::Lingering { since: after(SPARED) };
+            *activity = Activity::lingering();
         }
     }
 
@@ -72,7 +72,7 @@ impl Connection {
         let mut activity = self.activity();
         let makes_room = self.registry.evicts_slow();
         if makes_room {
-            *activity = Activity::Lingering { since: after(SPARED) };
+            *activity = Activity::lingering();
         }
         makes_room
     }
@@ -160,6 +160,11 @@ impl Connection {
 
 impl Activity {
     pub(super) const NEW: Activity = Activity::Waiting { used: false, idle_since: None };
+
+    /// From now on, and not idle before the last response can have been read.
+    fn lingering() -> Activity {
+        Activity::Lingering { since: after(SPARED) }
+    }
 
     /// If the connection is idle, a key by which the one that can best be spared comes first: one that has
     /// never had a request before one that has been of use, and then the one that has been idle for longest.

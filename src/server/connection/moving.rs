@@ -20,7 +20,7 @@ impl Connection {
         }
     }
 
-    /// Offers it to the other process, unless it is being offered, or used.
+    /// Offers it to the other process if it is idle, unless that has refused it.
     pub(in crate::server) fn offer_if_idle(self: &Arc<Self>) -> Option<Offer> {
         if self.kept.load(Ordering::Relaxed) { None } else { self.offer() }
     }
