@@ -1,51 +1,86 @@
 //! Tests with real processes: the command is started, gets real signals and real traffic, and its log,
 //! its descriptors and its exit status are looked at.
 
-mod asking;
-mod changes;
 mod client;
-mod command;
-mod control;
-mod decision;
-mod diagnostics;
-mod documents;
-mod drain;
-mod failed_successor;
-mod handed_on;
-mod handles;
-mod handover;
-mod held_up;
-mod hostile;
-mod jobs;
-mod last_words;
-mod limits;
-mod lines;
 mod load;
-mod moving;
-mod operations;
-mod overlap;
-mod own_sockets;
 mod partner;
-mod places;
-mod program;
-mod programs;
 // Only what a single process does is compared here.
 #[allow(dead_code)]
 #[path = "../model/protocol/mod.rs"]
-mod protocol;
-mod python;
-mod resources;
+mod model;
 mod server;
-mod sigpipe;
-mod sockets;
-mod stay;
 mod strace;
-mod streams;
-mod supervised;
-mod supervisors;
-mod surroundings;
-mod systemd;
-mod takeover;
-mod terminal;
 mod trace;
 mod untested;
+
+/// The life of a process: each phase of it, and each way from one to the next.
+mod life {
+    mod decision;
+    mod drain;
+    pub mod failed_successor;
+    mod handover;
+    mod last_words;
+    mod lines;
+    mod overlap;
+    mod stay;
+}
+
+/// The protocol: what is handed over, to which program, and what the other side may be.
+mod protocol {
+    mod changes;
+    pub mod handed_on;
+    mod program;
+    mod python;
+    mod sockets;
+    mod takeover;
+}
+
+/// Connections live on.
+mod connections {
+    mod moving;
+    pub mod streams;
+}
+
+/// Neither clients nor shortages hold a process beyond its limits.
+mod limits {
+    mod clients;
+    mod held_up;
+    mod hostile;
+    pub mod resources;
+}
+
+/// What is answered, and what is logged of that.
+mod http {
+    mod access_log;
+    mod answers;
+}
+
+/// Requests, signals, files, supervisors, and what an operator sees.
+mod operations {
+    mod asking;
+    mod command;
+    pub mod configuration;
+    mod control;
+    mod listening;
+    mod places;
+    pub mod sigpipe;
+    mod supervised;
+    mod supervisors;
+    mod surroundings;
+    mod systemd;
+    mod terminal;
+}
+
+/// Programs that embed the library.
+mod embedding {
+    pub mod handles;
+    mod jobs;
+    pub mod own_sockets;
+    pub mod programs;
+}
+
+/// What the documents say is so.
+mod documents {
+    mod diagnostics;
+    mod examples;
+}

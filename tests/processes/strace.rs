@@ -7,7 +7,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use nix::libc;
 
 use crate::server::{BINARY, wait_until};
-use crate::supervised::is_installed;
+use crate::untested::is_installed;
 
 /// Those that wait for one of several things.
 pub const WAITS: &str = "?poll,?ppoll,?select,?pselect6,?epoll_wait,?epoll_pwait,?epoll_pwait2";

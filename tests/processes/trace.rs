@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex};
 
-use crate::protocol::automaton::{Automaton, Event};
-use crate::protocol::rules::TRACED;
+use crate::model::automaton::{Automaton, Event};
+use crate::model::rules::TRACED;
 use crate::server::{Server, exited, wait_for_end, wait_until};
 
 /// What is logged by default, and the trace.

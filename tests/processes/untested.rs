@@ -1,5 +1,6 @@
 //! What cannot be tested here, which the last lines of a run say.
 
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 
@@ -22,4 +23,13 @@ extern "C" fn report() {
     if let Ok(reasons) = REASONS.lock() {
         reasons.iter().for_each(|reason| eprintln!("nothing is tested by {reason}"));
     }
+}
+
+/// Whether a program is installed. The script that checks the project installs those that are tested with.
+pub fn is_installed(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
+    if !found.status.success() {
+        untested(&format!("{program} is not installed"));
+    }
+    found.status.success()
 }

@@ -6,8 +6,8 @@ use std::fs;
 use nix::sys::signal::Signal;
 
 use crate::client::Client;
+use crate::embedding::programs::start;
 use crate::load::{Kind, Load};
-use crate::programs::start;
 use crate::server::{
     Server, exited, expect_at_rest, expect_dead, number_after, signal_process, wait_for_end, wait_until,
 };

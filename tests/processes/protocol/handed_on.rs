@@ -19,9 +19,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use nix::sys::socket::SockType;
 
+use crate::embedding::programs::{install_program, start, take_over};
 use crate::load::{Kind, Load};
 use crate::partner::{Greeted, greet_by_inheritance, greet_by_request, pair};
-use crate::programs::{install_program, start, take_over};
 use crate::server::{
     Gate, PATIENCE, Server, exited, expect_at_rest, expect_dead, install_script, signal_process,
     wait_for_end, wait_until,

@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::server::{BINARY, Directory, PATIENCE, expect_dead, install};
-use crate::supervised::is_installed;
+use crate::untested::is_installed;
 use crate::untested::untested;
 
 /// What stands for what it is in this place, beside the numbers, of which those of four digits or more are
@@ -476,21 +476,21 @@ fn run(blocks: Vec<Block>) {
 }
 
 fn readme() -> Vec<Block> {
-    blocks_of_readme(include_str!("../../README.md"))
+    blocks_of_readme(include_str!("../../../README.md"))
 }
 
 fn manual() -> Vec<Block> {
-    blocks_of_manual(include_str!("../../man/handover.1"))
+    blocks_of_manual(include_str!("../../../man/handover.1"))
 }
 
 #[test]
 fn each_block_of_the_readme_does_what_it_shows() {
-    in_namespaces("documents::what_the_readme_shows");
+    in_namespaces("documents::examples::what_the_readme_shows");
 }
 
 #[test]
 fn each_block_of_the_manual_does_what_it_shows() {
-    in_namespaces("documents::what_the_manual_shows");
+    in_namespaces("documents::examples::what_the_manual_shows");
 }
 
 /// No test, but what the one above starts.
@@ -518,7 +518,7 @@ fn each_block_that_is_not_run_is_there() {
 
 #[test]
 fn each_option_of_the_help_is_in_the_synopsis_and_the_list_of_the_manual() {
-    let manual = include_str!("../../man/handover.1");
+    let manual = include_str!("../../../man/handover.1");
     let (synopsis, rest) = manual.split_once("\n.Sh DESCRIPTION\n").unwrap();
     let items: Vec<&str> = rest.lines().filter(|line| line.starts_with(".It Fl ")).collect();
     let help = Command::new(BINARY).arg("--help").output().unwrap();
@@ -546,14 +546,14 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn each_file_that_a_document_names_is_there() {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let links = readme.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
     let links = links.filter(|link| !link.starts_with('#')).inspect(|link| {
         assert!(Path::new(link).exists(), "{link} is not there");
     });
     assert!(links.count() > 5);
 
-    let library = include_str!("../../src/lib.rs");
+    let library = include_str!("../../../src/lib.rs");
     let sources = files(Path::new("src"));
     let named = library.split('`').filter(|name| name.ends_with(".rs") && !name.starts_with("examples/"));
     let named = named.inspect(|name| {
@@ -564,14 +564,16 @@ fn each_file_that_a_document_names_is_there() {
 
 #[test]
 fn the_diagram_of_the_readme_shows_words_of_the_protocol_in_their_order() {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let diagram = readme.split("```").find(|block| block.starts_with("mermaid")).unwrap();
     let between = |line: &&str| ["O->>N: ", "N->>O: "].iter().any(|arrow| line.trim().starts_with(arrow));
     let words =
         diagram.lines().filter(between).map(|line| line.trim()[7..].split([' ', ',']).next().unwrap());
     assert_eq!(words.collect::<Vec<_>>(), ["posix_spawn", "ready", "go", "serving", "move", "took"]);
-    let protocol =
-        concat!(include_str!("../../src/handover/mod.rs"), include_str!("../../src/handover/moving.rs"));
+    let protocol = concat!(
+        include_str!("../../../src/handover/mod.rs"),
+        include_str!("../../../src/handover/moving.rs")
+    );
     for word in ["handover 1", "ready", "go", "serving", "move", "took"] {
         assert!(diagram.contains(word), "{word} is missing");
         let is_word = |end| protocol.contains(&format!("`{word}{end}"));

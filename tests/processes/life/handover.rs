@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::client::{self, Client, Target};
+use crate::embedding::programs::start;
 use crate::load::{Kind, Load};
-use crate::programs::start;
 use crate::server::{Server, exited, expect_at_rest, signal_process, wait_for_end, wait_until};
 
 #[test]

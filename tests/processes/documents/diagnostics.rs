@@ -12,7 +12,7 @@ use crate::server::{Directory, Server, exited, install, signal_process, wait_for
 
 /// The lines that the manual explains.
 fn entries() -> Vec<String> {
-    let manual = include_str!("../../man/handover.1").replace("\\\n", "").replace("\\-", "-");
+    let manual = include_str!("../../../man/handover.1").replace("\\\n", "").replace("\\-", "-");
     let section =
         manual.split_once("\n.Sh DIAGNOSTICS\n").unwrap().1.split("\n.Sh ").next().unwrap().to_owned();
     section.lines().filter_map(|line| line.strip_prefix(".It Sy ").map(str::to_owned)).collect()

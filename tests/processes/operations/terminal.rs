@@ -13,7 +13,7 @@ use crate::client;
 use crate::server::{
     BINARY, Directory, expect_at_rest, expect_dead, number_after, signal_process, wait_until,
 };
-use crate::supervised::is_installed;
+use crate::untested::is_installed;
 
 const CTRL_C: &str = "\x03";
 const PROMPT: &str = "what next? ";

@@ -10,7 +10,7 @@ use handover::{Handle, Options, Request, Response, ResponseBox, Server as Bound,
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
-use crate::programs::{install_program, start};
+use crate::embedding::programs::{install_program, start};
 use crate::server::{exited, install_script, signal_process, wait_for_end, wait_until};
 
 /// An embedding program that answers what comes of requests to itself.

@@ -226,7 +226,12 @@ fn a_program_that_logs_more_than_is_read() {
 #[test]
 fn an_embedding_program_waits_for_no_reader_of_its_log_and_each_line_is_written_or_counted() {
     let mut command = Command::new(env::current_exe().unwrap());
-    command.args(["--ignored", "--exact", "--nocapture", "held_up::a_program_that_logs_more_than_is_read"]);
+    command.args([
+        "--ignored",
+        "--exact",
+        "--nocapture",
+        "limits::held_up::a_program_that_logs_more_than_is_read",
+    ]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut program = Started(command.spawn().unwrap());
     let mut output = BufReader::new(program.0.stdout.take().unwrap()).lines();

@@ -11,7 +11,7 @@ use crate::load::{Kind, Load};
 use crate::server::{
     BINARY, Directory, Gate, Held, install_script, number_after, signal_process, wait_until,
 };
-use crate::supervised::is_installed;
+use crate::untested::is_installed;
 
 /// A supervisor with the command as its one service, which logs to a file.
 struct Supervisor {

@@ -9,10 +9,10 @@ use crate::load::{Kind, Load};
 use crate::server::{
     BINARY, Directory, Server, exited, expect_dead, install_script, number_after, wait_for_end,
 };
-use crate::supervised::is_installed;
+use crate::untested::is_installed;
 
 fn script(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/processes/python").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/processes/protocol/python").join(name)
 }
 
 /// Python with a script, which is not to write compiled files beside it.

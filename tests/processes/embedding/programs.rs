@@ -15,18 +15,18 @@ use handover::Options;
 use crate::client::Client;
 use crate::load::{Kind, Load};
 use crate::server::{Directory, Server, exited, install_script, wait_for_end};
-use crate::supervised::is_installed;
+use crate::untested::is_installed;
 
-#[path = "../../examples/hello.rs"]
+#[path = "../../../examples/hello.rs"]
 #[allow(dead_code)]
 mod hello;
-#[path = "../../examples/job.rs"]
+#[path = "../../../examples/job.rs"]
 #[allow(dead_code)]
 mod job;
-#[path = "../../examples/lines.rs"]
+#[path = "../../../examples/lines.rs"]
 #[allow(dead_code)]
 mod lines;
-#[path = "../../examples/udp.rs"]
+#[path = "../../../examples/udp.rs"]
 #[allow(dead_code)]
 mod udp;
 
@@ -34,14 +34,14 @@ type Run = fn(Options) -> ExitCode;
 
 const PROGRAMS: &[(&str, Run)] = &[
     ("hello", hello::run),
-    ("deadline", crate::streams::run),
+    ("deadline", crate::connections::streams::run),
     ("job", job::run),
     ("lines", lines::run),
-    ("lock", crate::handed_on::run),
-    ("one", crate::handles::run_one),
-    ("own", crate::own_sockets::run),
-    ("sigpipe", crate::sigpipe::run),
-    ("two", crate::handles::run),
+    ("lock", crate::protocol::handed_on::run),
+    ("one", crate::embedding::handles::run_one),
+    ("own", crate::embedding::own_sockets::run),
+    ("sigpipe", crate::operations::sigpipe::run),
+    ("two", crate::embedding::handles::run),
     ("udp", udp::run),
 ];
 
@@ -131,7 +131,7 @@ pub fn take_over(server: &Server, first: &Server, program: &str) -> Server {
 fn command(script: &str, program: &str, options: &str, directory: &Directory) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{script} exec \"$@\""), "sh"]).arg(directory.join("program"));
-    command.args(["--ignored", "--exact", "programs::embedding_program", "--nocapture"]);
+    command.args(["--ignored", "--exact", "embedding::programs::embedding_program", "--nocapture"]);
     let control = directory.join("control");
     command.env(OPTIONS, format!("control={} {options}", control.display()));
     command.env(PROGRAM, program);
@@ -150,7 +150,7 @@ pub fn install_program(path: &Path) {
 fn a_program_says_which_program_its_successor_is_and_with_which_arguments() {
     let server = start("hello", "other-successor");
     let [program, arguments] = ["program", "arguments"].map(|name| server.directory.join(name));
-    let own = "--ignored --exact programs::embedding_program --nocapture";
+    let own = "--ignored --exact embedding::programs::embedding_program --nocapture";
     let script =
         format!("printf '%s;' \"$0\" \"$@\" >{}; exec {} {own}", arguments.display(), program.display());
     let other = server.directory.join("other");

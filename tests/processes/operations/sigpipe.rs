@@ -10,9 +10,9 @@ use handover::{Options, Request, Response, ResponseBox, serve};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::client;
-use crate::programs::{start, start_by};
+use crate::embedding::programs::{start, start_by};
 use crate::server::{BINARY, Directory, Server, exited, freeze, thaw, wait_for_end};
-use crate::supervised::is_installed;
+use crate::untested::is_installed;
 
 /// The embedding program.
 pub fn run(options: Options) -> ExitCode {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::client;
-use crate::failed_successor::resources;
+use crate::life::failed_successor::resources;
 use crate::load::{Kind, Load};
 use crate::server::{
     BINARY, Gate, Held, Server, exited, expect_dead, freeze, install, install_script, number_after,

@@ -14,16 +14,7 @@ use crate::server::{
     BINARY, Directory, Held, PATIENCE, Server, exited, expect_at_rest, install, install_script, number_after,
     signal_process, wait_for_end, wait_until,
 };
-use crate::untested::untested;
-
-/// Whether a program is installed. The script that checks the project installs those that are tested with.
-pub fn is_installed(program: &str) -> bool {
-    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
-    if !found.status.success() {
-        untested(&format!("{program} is not installed"));
-    }
-    found.status.success()
-}
+use crate::untested::{is_installed, untested};
 
 /// A service manager as sd_notify(3) sees it.
 struct Manager {

@@ -18,8 +18,8 @@ use nix::sys::socket::{
 };
 
 use crate::client::{self, Target};
+use crate::embedding::programs::{start, take_over};
 use crate::load::{Kind, Load};
-use crate::programs::{start, take_over};
 use crate::server::{Server, exited, freeze, thaw, wait_for_end};
 
 /// The option that the program sets.

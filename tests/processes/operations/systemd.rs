@@ -11,18 +11,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::sys::signal::Signal;
 
 use crate::client;
+use crate::limits::resources::ask;
 use crate::load::{Kind, Load};
-use crate::resources::ask;
 use crate::server::{
     BINARY, Directory, Held, install, install_script, number_after, signal_process, wait_until,
 };
-use crate::supervised::is_installed;
+use crate::untested::is_installed;
 use crate::untested::untested;
 
 /// The units, and the program and the address in them.
 const UNITS: [(&str, &str); 2] = [
-    ("handover.service", include_str!("../../man/handover.service")),
-    ("handover.socket", include_str!("../../man/handover.socket")),
+    ("handover.service", include_str!("../../../man/handover.service")),
+    ("handover.socket", include_str!("../../../man/handover.socket")),
 ];
 const PROGRAM: &str = "/usr/local/bin/handover";
 const ADDRESS: &str = "127.0.0.1:3000";

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use handover::{Next, Options, Stream, serve_connections};
 use nix::sys::signal::Signal;
 
-use crate::programs::start;
+use crate::embedding::programs::start;
 use crate::server::{
     Server, exited, expect_dead, freeze, number_after, signal_process, thaw, wait_for_end, wait_until,
 };
@@ -256,7 +256,7 @@ fn a_client_that_has_ended_its_side_gets_its_answers() {
 
 #[test]
 fn the_line_protocol_in_the_readme_is_the_one_that_is_tested() {
-    let example = include_str!("../../examples/lines.rs");
+    let example = include_str!("../../../examples/lines.rs");
     let (_, function) = example.split_once("fn number_lines").unwrap();
-    assert!(include_str!("../../README.md").contains(function));
+    assert!(include_str!("../../../README.md").contains(function));
 }
