@@ -1,14 +1,13 @@
 //! A background job that runs in exactly one process at a time, through handovers and if a successor dies, and a
 //! long poll that ends when a handover begins: `cargo run --example job`, and then `kill -USR2` and `kill -INT`.
 //!
-//! It listens on a port that the system chooses, and writes into the file `journal`, or what JOURNAL names.
+//! It listens on a port that the system chooses, and writes into the file `journal`.
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::{self, ExitCode};
+use std::thread;
 use std::time::Duration;
-use std::{env, thread};
 
 use handover::{Error, Handle, Options, Outcome, Request, Response, ResponseBox, Server, Status};
 
@@ -32,12 +31,11 @@ fn serve(options: Options) -> Result<Outcome, Error> {
     for address in server.addresses() {
         println!("process {} listens on {address}", process::id());
     }
-    let journal = PathBuf::from(env::var_os("JOURNAL").unwrap_or("journal".into()));
-    let journal = match File::options().append(true).create(true).open(&journal) {
+    let journal = match File::options().append(true).create(true).open("journal") {
         Ok(journal) => journal,
         // The last moment to fail: a predecessor reports the reason, and goes on.
         Err(error) => {
-            server.fail(format!("cannot open {}: {error}", journal.display()));
+            server.fail(format!("cannot open journal: {error}"));
             process::exit(1);
         }
     };

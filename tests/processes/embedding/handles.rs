@@ -1,6 +1,5 @@
 //! Handles: a program stops, replaces and looks at its servers itself.
 
-use std::env;
 use std::fs;
 use std::process::ExitCode;
 use std::thread;
@@ -17,7 +16,7 @@ use crate::server::{exited, install_script, signal_process, wait_for_end, wait_u
 pub fn run_one(options: Options) -> ExitCode {
     let server = Bound::bind(options).unwrap();
     let handle = server.handle();
-    match fs::read_to_string(env::var("JOURNAL").unwrap()).as_deref() {
+    match fs::read_to_string("journal").as_deref() {
         Ok("fail") => server.fail("a table is missing"),
         Ok("drop") => drop(server),
         _ => return server.serve(move |request: &mut Request| answer(request, &handle)).unwrap().into(),

@@ -135,7 +135,7 @@ fn command(script: &str, program: &str, options: &str, directory: &Directory) ->
     let control = directory.join("control");
     command.env(OPTIONS, format!("control={} {options}", control.display()));
     command.env(PROGRAM, program);
-    command.env("directory", directory.path()).env("JOURNAL", directory.join("journal"));
+    command.env("directory", directory.path()).current_dir(directory.path());
     command
 }
 
