@@ -73,6 +73,7 @@ mod operations {
 
 /// Programs that embed the library.
 mod embedding {
+    mod guests;
     pub mod handles;
     mod jobs;
     pub mod own_sockets;

@@ -17,6 +17,9 @@ use crate::load::{Kind, Load};
 use crate::server::{Directory, Server, exited, install_script, wait_for_end};
 use crate::untested::is_installed;
 
+#[path = "../../../examples/guests.rs"]
+#[allow(dead_code)]
+mod guests;
 #[path = "../../../examples/hello.rs"]
 #[allow(dead_code)]
 mod hello;
@@ -35,6 +38,7 @@ type Run = fn(Options) -> ExitCode;
 const PROGRAMS: &[(&str, Run)] = &[
     ("hello", hello::run),
     ("deadline", crate::connections::streams::run),
+    ("guests", guests::run),
     ("job", job::run),
     ("lines", lines::run),
     ("lock", crate::protocol::handed_on::run),

@@ -82,19 +82,19 @@ fn fail_to_hand_over(server: &Server, script: &str) {
 }
 
 /// Something that goes on until it is stopped.
-struct Background<T> {
+pub struct Background<T> {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<T>,
 }
 
 impl<T: Send + 'static> Background<T> {
-    fn start(work: impl FnOnce(&AtomicBool) -> T + Send + 'static) -> Background<T> {
+    pub fn start(work: impl FnOnce(&AtomicBool) -> T + Send + 'static) -> Background<T> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         Background { stop, thread: thread::spawn(move || work(&stopped)) }
     }
 
-    fn stop(self) -> T {
+    pub fn stop(self) -> T {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.join().unwrap()
     }
