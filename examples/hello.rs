@@ -6,7 +6,7 @@ use std::process::{self, ExitCode};
 use handover::{Options, Request, Response, ResponseBox, serve};
 
 fn main() -> ExitCode {
-    run(Options::default())
+    run(Options { listen: vec!["127.0.0.1:3000".to_owned()], ..Options::default() })
 }
 
 /// Serves until the process has been stopped or has handed over.

@@ -102,19 +102,19 @@ impl Handle {
     /// it was if a successor dies:
     ///
     /// ```no_run
-    /// # use std::{thread, time::Duration};
-    /// # use handover::Status;
-    /// # let handle: handover::Handle = unimplemented!();
-    /// # fn start() {}
-    /// # fn stop() {}
-    /// thread::spawn(move || {
+    /// # use std::{fs::File, io::{self, Write}, process, thread, time::Duration};
+    /// # use handover::{Handle, Status};
+    /// fn job(handle: &Handle, mut journal: File) -> io::Result<()> {
+    ///     let pid = process::id();
     ///     while let Some(_hold) = handle.hold_when(Duration::MAX, Status::serves_alone) {
-    ///         start();
+    ///         writeln!(journal, "start {pid}")?;
     ///         handle.wait_until(Duration::MAX, |status| !status.state.serves());
-    ///         // The successor, or the exit, waits for this, at most until the drain deadline.
-    ///         stop();
+    ///         // The successor does not begin, and this process does not end, before this is done.
+    ///         thread::sleep(Duration::from_millis(50));
+    ///         writeln!(journal, "stop {pid}")?;
     ///     }
-    /// });
+    ///     Ok(())
+    /// }
     /// ```
     pub fn hold_when(&self, timeout: Duration, condition: impl Fn(&Status) -> bool) -> Option<Hold> {
         let deadline = after(timeout);

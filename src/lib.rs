@@ -5,28 +5,7 @@
 //! `kill -USR2` and stopped with `kill -INT`:
 //!
 //! ```no_run
-//! use std::process::ExitCode;
-//!
-//! use handover::{Options, Request, Response, ResponseBox, serve};
-//!
-//! fn main() -> ExitCode {
-//!     let options = Options {
-//!         listen: vec!["127.0.0.1:3000".to_owned()],
-//!         ..Options::default()
-//!     };
-//!     match serve(options, hello) {
-//!         Ok(outcome) => outcome.into(),
-//!         Err(error) => {
-//!             eprintln!("{error}");
-//!             ExitCode::FAILURE
-//!         }
-//!     }
-//! }
-//!
-//! /// Runs on the thread of the request's connection, and may block it.
-//! fn hello(request: &mut Request) -> ResponseBox {
-//!     Response::from_string(format!("Hello from {}!", request.url())).boxed()
-//! }
+#![doc = include_str!("../examples/hello.rs")]
 //! ```
 //!
 //! [`serve()`] is all of it. A program that has something of its own to prepare, or to know, [binds](Server::bind) a

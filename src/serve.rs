@@ -45,19 +45,7 @@ pub fn serve(options: Options, handler: impl Handler) -> Result<Outcome, Error> 
 /// logged at level `debug`. [`Stream`] says how connections live on through a handover.
 ///
 /// ```no_run
-/// use std::io::{self, BufRead, Write};
-///
-/// use handover::{Next, Options, Stream, serve_connections};
-///
-/// serve_connections(Options::default(), |stream: &mut Stream| {
-///     while stream.wait(b"")? == Next::Input {
-///         let mut line = String::new();
-///         stream.read_line(&mut line)?;
-///         write!(stream, "You have said: {line}")?;
-///     }
-///     Ok(())
-/// })?;
-/// # Ok::<(), handover::Error>(())
+#[doc = include_str!("../examples/lines.rs")]
 /// ```
 ///
 /// # Errors

@@ -29,12 +29,14 @@ static LOST: AtomicUsize = AtomicUsize::new(0);
 /// ```
 /// let stderr = handover::NonBlockingStderr::start()?;
 /// # #[cfg(feature = "command")]
-/// env_logger::Builder::from_default_env()
+/// env_logger::Builder::new()
+///     .filter_level(log::LevelFilter::Info)
 ///     .target(env_logger::Target::Pipe(Box::new(stderr.writer())))
 ///     .init();
 /// # #[cfg(feature = "command")]
 /// std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
-/// log::info!("as it is before serve is called");
+/// # #[cfg(feature = "command")]
+/// assert!(log::log_enabled!(log::Level::Info));
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///

@@ -20,12 +20,15 @@ impl Server {
     /// permissions of [`Options::socket_mode`](crate::Options::socket_mode), and is removed at the end; one on which
     /// a socket has listened before is left as it is.
     ///
-    /// ```no_run
+    /// ```
     /// use std::net::TcpListener;
     ///
-    /// # fn listen(server: &mut handover::Server) -> Result<(), handover::Error> {
-    /// server.listen_on("127.0.0.1:3000", || TcpListener::bind("127.0.0.1:3000"))
-    /// # }
+    /// use handover::{Options, Server};
+    ///
+    /// let mut server = Server::bind(Options { listen: Vec::new(), ..Options::default() })?;
+    /// server.listen_on("127.0.0.1:0", || TcpListener::bind("127.0.0.1:0"))?;
+    /// assert_eq!(server.addresses().len(), 1);
+    /// # Ok::<(), handover::Error>(())
     /// ```
     ///
     /// # Errors
@@ -56,15 +59,14 @@ impl Server {
     ///
     /// It is close-on-exec. Those that are not taken are closed when this process [serves](Self::serve).
     ///
-    /// ```
-    /// use std::net::UdpSocket;
-    ///
+    /// ```no_run
+    /// # use std::net::UdpSocket;
     /// # fn open(server: &mut handover::Server) -> Result<UdpSocket, Box<dyn std::error::Error>> {
-    /// let socket = match server.inherited("names.udp") {
-    ///     Some(descriptor) => UdpSocket::from(descriptor),
-    ///     None => UdpSocket::bind("127.0.0.1:5353")?,
+    /// let socket = match server.inherited("echo") {
+    ///     Some(socket) => UdpSocket::from(socket),
+    ///     None => UdpSocket::bind("127.0.0.1:0")?,
     /// };
-    /// server.hand_on("names.udp", &socket)?;
+    /// server.hand_on("echo", &socket)?;
     /// # Ok(socket)
     /// # }
     /// ```
@@ -95,19 +97,19 @@ impl Server {
     /// It may be that of an older version of the program, or, after a step back, of a newer one. So it is to begin
     /// with its version, and one of a version that is not known is to be left alone:
     ///
-    /// ```
-    /// const VERSION: u8 = 2;
-    ///
-    /// # fn prepare(server: &handover::Server) -> Result<Vec<u8>, handover::Error> {
-    /// let key = match server.state() {
-    ///     Some([VERSION, key @ ..]) => key.to_vec(),
-    ///     // A cold start, or another version.
-    ///     _ => new_key(),
+    /// ```no_run
+    /// # use std::time::{SystemTime, UNIX_EPOCH};
+    /// # const VERSION: u8 = 1;
+    /// # fn prepare(server: &handover::Server) -> Result<(), Box<dyn std::error::Error>> {
+    /// let began = match server.state() {
+    ///     Some([VERSION, began @ ..]) => String::from_utf8_lossy(began).into_owned(),
+    ///     // It is the first process, or the predecessor is of another version.
+    ///     _ => SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos().to_string(),
     /// };
-    /// server.handle().hand_on_state([&[VERSION], &*key].concat())?;
-    /// # Ok(key)
+    /// let handle = server.handle();
+    /// handle.hand_on_state([&[VERSION], began.as_bytes()].concat())?;
+    /// # Ok(())
     /// # }
-    /// # fn new_key() -> Vec<u8> { Vec::new() }
     /// ```
     pub fn state(&self) -> Option<&[u8]> {
         self.state.as_deref()

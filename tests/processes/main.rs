@@ -84,4 +84,5 @@ mod embedding {
 mod documents {
     mod diagnostics;
     mod examples;
+    mod rust;
 }

@@ -253,10 +253,3 @@ fn a_client_that_has_ended_its_side_gets_its_answers() {
         assert_eq!(client.receive().unwrap(), "");
     }
 }
-
-#[test]
-fn the_line_protocol_in_the_readme_is_the_one_that_is_tested() {
-    let example = include_str!("../../../examples/lines.rs");
-    let (_, function) = example.split_once("fn number_lines").unwrap();
-    assert!(include_str!("../../../README.md").contains(function));
-}
