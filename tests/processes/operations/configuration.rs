@@ -40,11 +40,11 @@ fn a_reload_takes_effect_for_the_next_request_and_disturbs_no_connection() {
     let reply = client.get("/").unwrap();
     assert_eq!(reply.text(), "two");
     assert!(!reply.is_last());
+    load.stop();
 
     // Timeouts, too: a connection that is idle from now on is closed at once.
     reload(&server, "message = three\nidle-timeout = 1ms");
     server.expect("SIGUSR1: configuration reloaded");
-    load.stop();
     let mut client = Client::connect(server.address).unwrap();
     assert_eq!(client.get("/").unwrap().text(), "three");
     assert!(client.rest().unwrap().is_empty());
