@@ -71,7 +71,7 @@ static FLAGS: &[Flag] = &[
         .help("Listen for requests on the Unix socket PATH"),
     Flag::argument("    --takeover", |s, v| truth(v).map(|v| s.options.takeover = v))
         .help("Take the sockets over from the process at --control, if there is one"),
-    Flag::argument("-s, --signal REQUEST", |s, v| parsed(v, "text").map(|v| s.request = Some(v))).help(
+    Flag::argument("-s, --signal REQUEST", |s, v| request(v).map(|v| s.request = Some(v))).help(
         "Send status, restart, reload, stop or wait to the process at --control, print its answer, and exit \
          with 0, or 1 if that is an error",
     ),
@@ -156,6 +156,12 @@ fn time_or_none(value: &OsStr) -> Result<Duration, Expected> {
 
 fn count(value: &OsStr) -> Result<usize, Expected> {
     parsed(value, "a number greater than 0").map(NonZeroUsize::get)
+}
+
+fn request(value: &OsStr) -> Result<String, Expected> {
+    let is_known = |text: &String| ["status", "restart", "reload", "stop", "wait"].contains(&text.as_str());
+    let expected = "status, restart, reload, stop or wait";
+    parsed(value, expected).and_then(|text| if is_known(&text) { Ok(text) } else { Err(expected) })
 }
 
 /// A path need not be text.

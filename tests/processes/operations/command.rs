@@ -174,6 +174,7 @@ fn what_cannot_work_is_refused() {
         (["--drain-timeout", "soon"], "a time such as 20s, 500ms, 1m or 0s"),
         (["--control", ""], "a path"),
         (["--pid-file", ""], "a path"),
+        (["--signal", "resart"], "status, restart, reload, stop or wait"),
     ] {
         let [flag, value] = arguments;
         let expected = format!("handover: {flag}: invalid value {value:?}, expected {expected}\n");
