@@ -77,7 +77,10 @@ impl CommandLine {
     pub(crate) fn settings(&self) -> Result<Settings, String> {
         let mut settings = Settings::default();
         if let Some(config) = self.0.iter().rfind(|entry| entry.flag.name() == "config") {
-            settings.apply(&read_file(config.value.as_ref())?)?;
+            let (entries, end) = read_file(config.value.as_ref())?;
+            // What is wrong with a value is reported before what is wrong with a line behind it.
+            settings.apply(&entries)?;
+            end?;
         }
         settings.apply(&self.0)?;
         if settings.options.takeover && settings.options.control.is_none() {
@@ -128,8 +131,9 @@ impl Settings {
     }
 }
 
-/// The entries of a configuration file, whose lines are empty, comments, or `NAME = VALUE`.
-fn read_file(path: &Path) -> Result<Vec<Entry>, String> {
+/// The entries of a configuration file, whose lines are empty, comments, or `NAME = VALUE`, up to the first line
+/// that is none of these, and what is wrong with that.
+fn read_file(path: &Path) -> Result<(Vec<Entry>, Result<(), String>), String> {
     let content = read_regular(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let mut entries = Vec::new();
     for (number, line) in (1..).zip(content.lines().map(str::trim)) {
@@ -137,17 +141,23 @@ fn read_file(path: &Path) -> Result<Vec<Entry>, String> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let Some((name, value)) = line.split_once('=').map(|(name, value)| (name.trim(), value.trim()))
-        else {
-            return Err(format!("{origin}: expected NAME = VALUE"));
-        };
-        match Flag::named(name) {
-            Some(flag) if flag.in_file => entries.push(Entry { origin, flag, value: value.into() }),
-            Some(_) => return Err(format!("{origin}: {name:?} is for the command line only")),
-            None => return Err(format!("{origin}: unknown option {name:?}")),
+        match entry(line, origin) {
+            Ok(entry) => entries.push(entry),
+            error => return Ok((entries, error.map(drop))),
         }
     }
-    Ok(entries)
+    Ok((entries, Ok(())))
+}
+
+fn entry(line: &str, origin: String) -> Result<Entry, String> {
+    let Some((name, value)) = line.split_once('=').map(|(name, value)| (name.trim(), value.trim())) else {
+        return Err(format!("{origin}: expected NAME = VALUE"));
+    };
+    match Flag::named(name) {
+        Some(flag) if flag.in_file => Ok(Entry { origin, flag, value: value.into() }),
+        Some(_) => Err(format!("{origin}: {name:?} is for the command line only")),
+        None => Err(format!("{origin}: unknown option {name:?}")),
+    }
 }
 
 /// Without waiting: opening a FIFO, or reading from a device, could take for ever.
@@ -203,6 +213,9 @@ mod tests {
         let expected = "FILE:3: invalid value \"0\", expected a number greater than 0";
         assert_eq!(error("message = a\n\nmax-connections = 0"), expected);
         assert_eq!(error("overlap = yes"), "FILE:1: invalid value \"yes\", expected true or false");
+        // The first in the file, of whatever kind.
+        assert_eq!(error("overlap = yes\nnonsense = 1"), error("overlap = yes"));
+        assert_eq!(error("nonsense = 1\noverlap = yes"), error("nonsense = 1"));
 
         let fifo = std::env::temp_dir().join(format!("handover-fifo-{}", std::process::id()));
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();
