@@ -71,6 +71,13 @@ impl Asked {
     }
 }
 
+/// The process that serves a control socket, if that has room in its queue.
+pub(crate) fn process_at(path: &Path) -> Option<i32> {
+    let socket = new_socket(SockFlag::SOCK_NONBLOCK).ok()?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path).ok()?).ok()?;
+    getsockopt(&socket, sockopt::PeerCredentials).ok().map(|peer| peer.pid())
+}
+
 /// Whether a process serves a control socket.
 pub(super) fn is_served_by(path: &Path, pid: i32) -> bool {
     Asked::connect(path).is_ok_and(|asked| asked.pid == pid)

@@ -35,6 +35,13 @@ pub(super) fn open(
     } else {
         Vec::new()
     };
+    if let (None, Some(path)) = (&predecessor, &options.control)
+        && let Some(pid) = asker::process_at(path)
+    {
+        let replace = "to replace it, ask it to restart (-s restart), or take over from it (--takeover)";
+        let reason = format!("process {pid} serves there; {replace}");
+        return Err(Error::new(format!("listen for requests on {}", path.display()), reason));
+    }
     // Without a predecessor nothing tells a mistake from a wish: the configuration of a service manager would
     // silently have no effect.
     let may_differ = predecessor.is_some() || !is_given;
