@@ -71,19 +71,22 @@ impl Configuration {
     /// Applies what has been read, answers the requests for it, and reads again if that has been requested.
     pub(crate) fn apply(&mut self, reading: Reading) {
         let result = reading.map(|mut options| {
+            let mut answer = "ok".to_owned();
             for (name, needed) in options.keep_what_needs_a_handover(&self.options) {
                 log::warn!("a change of {name} needs a {needed}");
+                let but = if answer == "ok" { "but" } else { "and" };
+                answer += &format!(", {but} a change of {name} needs a {needed}");
             }
             *lock(&self.limits) = options.limits;
             self.options = *options;
+            answer
         });
         for by in mem::take(&mut self.running) {
             match &result {
-                Ok(()) => log::info!("{by}: configuration reloaded"),
+                Ok(_) => log::info!("{by}: configuration reloaded"),
                 Err(error) => log::error!("{by}: nothing is changed: {error}"),
             }
-            let answer = result.clone().map(|()| "ok".to_owned());
-            by.answer(answer.map_err(|error| format!("nothing is changed: {error}")));
+            by.answer(result.clone().map_err(|error| format!("nothing is changed: {error}")));
         }
         self.start();
     }

@@ -170,6 +170,11 @@ fn a_reload_is_answered() {
     fs::write(&config, "message = two").unwrap();
     assert_eq!(ask(&control, "reload"), ok("ok"));
     assert_eq!(server.get("/"), "two");
+    let content = "message = two\nsocket-mode = 0600\nstay = true\ndrain-timeout = 1s\nmessage = three";
+    fs::write(&config, content).unwrap();
+    let expected = "ok, but a change of socket-mode needs a handover, and a change of stay needs a restart";
+    assert_eq!(ask(&control, "reload"), ok(expected));
+    assert_eq!(server.get("/"), "three");
     fs::write(&config, "nonsense").unwrap();
     let (answer, status) = ask(&control, "reload");
     assert_eq!(answer, format!("error: nothing is changed: {}:1: expected NAME = VALUE\n", config.display()));
