@@ -7,11 +7,12 @@ use std::fmt::{self, Display, Write as _};
 use std::io::{self, Write};
 use std::panic;
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use env_logger::{Builder, Target};
 use handover::NonBlockingStderr;
-use log::{Level, LevelFilter};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use super::settings::Settings;
 
@@ -19,6 +20,34 @@ use super::settings::Settings;
 const VARIABLE: &str = "RUST_LOG";
 /// The log target of the library's access log.
 const ACCESS_LOG: &str = "handover::access";
+
+/// Whether responses are logged, unless the environment decides.
+static RESPONSES: AtomicBool = AtomicBool::new(true);
+
+/// The logger, with an access log that can be switched on and off.
+struct Switched(env_logger::Logger);
+
+impl Switched {
+    fn is_on(metadata: &Metadata<'_>) -> bool {
+        metadata.target() != ACCESS_LOG || RESPONSES.load(Ordering::Relaxed)
+    }
+}
+
+impl Log for Switched {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        Switched::is_on(metadata) && self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if Switched::is_on(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
+}
 
 /// Starts logging. The log is complete once the result has been dropped.
 pub(crate) fn init(settings: &Settings) -> io::Result<NonBlockingStderr> {
@@ -29,8 +58,7 @@ pub(crate) fn init(settings: &Settings) -> io::Result<NonBlockingStderr> {
     if let Some(directives) = &directives {
         builder.parse_filters(directives);
     } else {
-        let access = if settings.access_log { LevelFilter::Info } else { LevelFilter::Off };
-        builder.filter_level(LevelFilter::Trace).filter_module(ACCESS_LOG, access);
+        builder.filter_level(LevelFilter::Trace);
     }
     builder
         .format(move |line, record| {
@@ -41,9 +69,11 @@ pub(crate) fn init(settings: &Settings) -> io::Result<NonBlockingStderr> {
             }
             writeln!(line, "{pid} {level:<5} {}", Escaped(record.args()))
         })
-        .target(Target::Pipe(Box::new(stderr.writer())))
-        .init();
-    set_level(settings);
+        .target(Target::Pipe(Box::new(stderr.writer())));
+    let logger = builder.build();
+    log::set_max_level(logger.filter());
+    log::set_boxed_logger(Box::new(Switched(logger))).map_err(io::Error::other)?;
+    apply(settings);
     if let Some(text) = env::var_os(VARIABLE).filter(|text| directives.is_none() && !text.is_empty()) {
         log::warn!("{VARIABLE} is not understood, so --log-level decides: {}", text.display());
     }
@@ -51,10 +81,11 @@ pub(crate) fn init(settings: &Settings) -> io::Result<NonBlockingStderr> {
     Ok(stderr)
 }
 
-/// Applies the log level of the settings, unless the environment decides.
-pub(crate) fn set_level(settings: &Settings) {
+/// Applies what the settings say is to be logged, unless the environment decides.
+pub(crate) fn apply(settings: &Settings) {
     if directives().is_none() {
         log::set_max_level(settings.log_level);
+        RESPONSES.store(settings.access_log, Ordering::Relaxed);
     }
 }
 

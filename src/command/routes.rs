@@ -22,18 +22,13 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60 * 60);
 /// The routes, and the configuration that they come from.
 pub(crate) struct Routes {
     command_line: CommandLine,
-    access_log: bool,
     /// Shared with the responses that are being written.
     message: RwLock<Arc<[u8]>>,
 }
 
 impl Routes {
     pub(crate) fn new(command_line: CommandLine, settings: &Settings) -> Routes {
-        Routes {
-            command_line,
-            access_log: settings.access_log,
-            message: RwLock::new(body(&settings.message)),
-        }
+        Routes { command_line, message: RwLock::new(body(&settings.message)) }
     }
 
     /// Returns early if the client leaves.
@@ -85,10 +80,7 @@ impl Handler for Routes {
 
     fn reload(&self, options: &mut Options) -> Result<(), String> {
         let settings = self.command_line.settings()?;
-        if settings.access_log != self.access_log {
-            log::warn!("a change of access-log needs a handover");
-        }
-        logging::set_level(&settings);
+        logging::apply(&settings);
         *self.message.write().unwrap_or_else(PoisonError::into_inner) = body(&settings.message);
         *options = settings.options;
         Ok(())

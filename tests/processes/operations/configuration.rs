@@ -9,7 +9,7 @@ use nix::unistd::mkfifo;
 
 use crate::client::Client;
 use crate::load::{Kind, Load};
-use crate::server::{BINARY, Directory, Server};
+use crate::server::{BINARY, Directory, Server, expect_at_rest};
 
 /// Starts the command with a configuration file of this content.
 pub fn start_with_config(content: &str, arguments: &[&str]) -> Server {
@@ -108,11 +108,30 @@ fn a_bad_file_changes_nothing() {
 #[test]
 fn what_needs_a_handover_is_named() {
     let server = start_with_config("", &[]);
-    reload(&server, "pid-file = /nonexistent/pid\nsocket-mode = 0600\naccess-log = true\nmessage = new");
-    for name in ["access-log", "socket-mode", "pid-file"] {
+    reload(&server, "pid-file = /nonexistent/pid\nsocket-mode = 0600\nmessage = new");
+    for name in ["socket-mode", "pid-file"] {
         server.expect(&format!("a change of {name} needs a handover"));
     }
     assert_eq!(server.get("/"), "new");
+}
+
+#[test]
+fn a_reload_switches_the_access_log_on_and_off() {
+    let server = start_with_config("", &[]);
+    server.get("/?before");
+    // By then it would have been logged.
+    expect_at_rest(server.first());
+    reload(&server, "access-log = true");
+    server.expect("configuration reloaded");
+    server.get("/?on");
+    server.expect(" GET /?on 200 ");
+    reload(&server, "");
+    server.expect("configuration reloaded");
+    server.get("/?off");
+    server.stop();
+    server.expect(" ends");
+    let log = server.log();
+    assert!(!log.contains("/?before") && !log.contains("/?off"), "{log}");
 }
 
 #[test]
