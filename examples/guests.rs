@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use handover::{Method, Options, Outcome, Request, Response, ResponseBox, Server};
+use handover::{Method, Options, Outcome, Request, Response, ResponseBox, Server, report_failure};
 
 fn main() -> ExitCode {
     run(Options::default())
@@ -18,6 +18,8 @@ pub fn run(options: Options) -> ExitCode {
     match serve(options) {
         Ok(outcome) => outcome.into(),
         Err(error) => {
+            // The old process logs the reason, and serves on.
+            report_failure(&error);
             eprintln!("{error}");
             ExitCode::FAILURE
         }
@@ -26,14 +28,8 @@ pub fn run(options: Options) -> ExitCode {
 
 fn serve(options: Options) -> Result<Outcome, Box<dyn Error>> {
     let server = Server::bind(options)?;
-    let book = match File::options().append(true).create(true).open("guests") {
-        Ok(book) => book,
-        Err(error) => {
-            // The old process logs the reason, and serves on.
-            server.fail(format!("cannot open guests: {error}"));
-            return Err(error.into());
-        }
-    };
+    let book = File::options().append(true).create(true).open("guests");
+    let book = book.map_err(|error| format!("cannot open guests: {error}"))?;
     let visits = AtomicU64::new(0);
     Ok(server.serve(move |request: &mut Request| {
         answer(request, &visits, &book).unwrap_or_else(|_| Response::empty(500).boxed())

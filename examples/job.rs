@@ -3,13 +3,14 @@
 //!
 //! It listens on a port that the system chooses, and writes into the file `journal`.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Write};
 use std::process::{self, ExitCode};
 use std::thread;
 use std::time::Duration;
 
-use handover::{Error, Handle, Options, Outcome, Request, Response, ResponseBox, Server, Status};
+use handover::{Handle, Options, Outcome, Request, Response, ResponseBox, Server, Status, report_failure};
 
 fn main() -> ExitCode {
     run(Options { listen: vec!["127.0.0.1:0".to_owned()], ..Options::default() })
@@ -20,28 +21,24 @@ pub fn run(options: Options) -> ExitCode {
     match serve(options) {
         Ok(outcome) => outcome.into(),
         Err(error) => {
+            // The old process logs the reason, and serves on.
+            report_failure(&error);
             eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn serve(options: Options) -> Result<Outcome, Error> {
+fn serve(options: Options) -> Result<Outcome, Box<dyn Error>> {
     let server = Server::bind(options)?;
     for address in server.addresses() {
         println!("process {} listens on {address}", process::id());
     }
-    let journal = match File::options().append(true).create(true).open("journal") {
-        Ok(journal) => journal,
-        // The last moment to fail: a predecessor reports the reason, and goes on.
-        Err(error) => {
-            server.fail(format!("cannot open journal: {error}"));
-            process::exit(1);
-        }
-    };
+    let journal = File::options().append(true).create(true).open("journal");
+    let journal = journal.map_err(|error| format!("cannot open journal: {error}"))?;
     let handle = server.handle();
     thread::spawn(move || job(&handle, journal));
-    server.serve(answer)
+    Ok(server.serve(answer)?)
 }
 
 fn job(handle: &Handle, mut journal: File) -> io::Result<()> {

@@ -9,7 +9,7 @@ use std::process::{self, ExitCode};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use handover::{Handle, Options, Outcome, Request, Response, Server};
+use handover::{Handle, Options, Outcome, Request, Response, Server, report_failure};
 
 /// The state begins with its version.
 const VERSION: u8 = 1;
@@ -23,6 +23,8 @@ pub fn run(options: Options) -> ExitCode {
     match serve(options) {
         Ok(outcome) => outcome.into(),
         Err(error) => {
+            // The old process logs the reason, and serves on.
+            report_failure(&error);
             eprintln!("{error}");
             ExitCode::FAILURE
         }

@@ -18,6 +18,7 @@ use crate::handover::named::Named;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::program::Program;
 use crate::http::Handler;
+use crate::lock::lock;
 use crate::operations::ready_fd::ReadyFd;
 use crate::options::{Limits, Options};
 use crate::outcome::Outcome;
@@ -58,16 +59,35 @@ pub fn serve_connections(
     Server::bind(options)?.serve_connections(function)
 }
 
-/// Reports to the predecessor, if one has started this process, why it will not call [`Server::bind`], such as
-/// settings that are wrong. The predecessor logs the reason, and answers `restart` with it.
+/// Reports to the predecessor, if there is one, why this process will not serve: settings that are wrong, before
+/// [`Server::bind`], or whatever fails between that and [`Server::serve`]. The predecessor logs the reason, and answers
+/// `restart` with it.
 ///
-/// To be called once, and instead of [`Server::bind`] or [`serve()`], which report their own errors: it closes the
-/// sockets.
+/// The place for it is where `main` prints an error and is about to exit, whatever has failed: what the library has
+/// reported itself is not reported again.
+///
+/// ```no_run
+/// # use std::process::ExitCode;
+/// # use handover::{Error, Options, Outcome, report_failure};
+/// # fn run(options: Options) -> ExitCode {
+/// match serve(options) {
+///     Ok(outcome) => outcome.into(),
+///     Err(error) => {
+///         // The old process logs the reason, and serves on.
+///         report_failure(&error);
+///         eprintln!("{error}");
+///         ExitCode::FAILURE
+///     }
+/// }
+/// # }
+/// # fn serve(_: Options) -> Result<Outcome, Error> { unimplemented!() }
+/// ```
 pub fn report_failure(reason: impl Display) {
-    let mut predecessor = None;
-    if sockets::is_successor() && sockets::inherit(None, &mut predecessor).is_ok() {
-        fail(predecessor, reason);
+    let mut predecessor = lock(&LEFT).take();
+    if predecessor.is_none() && sockets::is_successor() {
+        let _ = sockets::inherit(None, &mut predecessor);
     }
+    fail(predecessor, reason);
 }
 
 /// The predecessor, if there is one, need not wait for this process.
@@ -77,14 +97,29 @@ fn fail(predecessor: Option<Predecessor>, reason: impl Display) {
     }
 }
 
+/// The predecessor of a server that has not begun to serve. When it is dropped, [`report_failure`] has it.
+#[derive(Debug)]
+struct Patient(Option<Predecessor>);
+
+/// The predecessor of a server that has been dropped before it served.
+static LEFT: Mutex<Option<Predecessor>> = Mutex::new(None);
+
+impl Drop for Patient {
+    fn drop(&mut self) {
+        if let Some(predecessor) = self.0.take() {
+            *lock(&LEFT) = Some(predecessor);
+        }
+    }
+}
+
 /// A server that has its listening sockets, and does not serve yet.
 ///
 /// Between [`bind`](Self::bind) and [`serve`](Self::serve) a program does its own preparation. Until the latter it is
 /// the last one that can fail without an effect: the predecessor, if there is one, goes on serving, and gets the
-/// reason from [`fail`](Self::fail). Clients that connect meanwhile are served by the predecessor, or wait.
+/// reason from [`report_failure`]. Clients that connect meanwhile are served by the predecessor, or wait.
 ///
-/// If this is dropped, the sockets are given up, and a predecessor that has started this process kills it a second
-/// later.
+/// If this is dropped, the sockets are given up; the predecessor waits for the reason until this process exits, or for
+/// [`ready_timeout`](Options::ready_timeout).
 ///
 /// ```
 /// use std::thread;
@@ -109,7 +144,7 @@ fn fail(predecessor: Option<Predecessor>, reason: impl Display) {
 pub struct Server {
     options: Options,
     program: Program,
-    predecessor: Option<Predecessor>,
+    predecessor: Patient,
     listeners: Vec<Listener>,
     /// What the predecessor has handed over and is not asked for any more.
     unwanted: Given,
@@ -137,7 +172,7 @@ impl Server {
     pub fn bind(options: Options) -> Result<Server, Error> {
         let mut predecessor = None;
         match Server::open(options, &mut predecessor) {
-            Ok(server) => Ok(Server { predecessor, ..server }),
+            Ok(server) => Ok(Server { predecessor: Patient(predecessor), ..server }),
             Err(error) => {
                 fail(predecessor, &error);
                 Err(error)
@@ -158,7 +193,7 @@ impl Server {
         let events = Events::new().map_err(|error| Error::new("make a queue of events", error))?;
         let publisher = Publisher::new(&options.version, events.poster());
         let (inherited, state) = predecessor.as_mut().map(Predecessor::handed_on).unwrap_or_default();
-        let predecessor = None;
+        let predecessor = Patient(None);
         Ok(Server {
             options,
             program,
@@ -187,11 +222,6 @@ impl Server {
         Handle(self.publisher.watch())
     }
 
-    /// Gives up, for a reason that a predecessor logs, and answers `restart` with. The process is to exit.
-    pub fn fail(self, reason: impl Display) {
-        fail(self.predecessor, reason);
-    }
-
     /// Says that this process is ready, waits until a predecessor lets it go, and serves HTTP until the process has
     /// been stopped or has handed over, and its connections are finished.
     ///
@@ -200,6 +230,11 @@ impl Server {
     /// they have their old meaning again. Before the call they end the first process; those for a child of a
     /// predecessor wait for it. A SIGHUP that is ignored when it is called stays ignored. `main` is to
     /// return when this does: requests that were cut may still be running on their threads.
+    ///
+    /// What `main` does before it returns, such as saving something, is done once in each process: after a handover
+    /// beside the successor, which may be further, and with [`stay`](Options::stay) only when all successors have done
+    /// it and ended. What has to be done before the successor goes on is done under a [`Hold`](crate::Hold) when the
+    /// drain begins.
     ///
     /// # Errors
     ///
@@ -224,7 +259,7 @@ impl Server {
     }
 
     fn run(mut self, service: Service) -> Result<Outcome, Error> {
-        let mut predecessor = self.predecessor.take();
+        let mut predecessor = self.predecessor.0.take();
         match self.start(&mut predecessor, service) {
             Ok(process) => Ok(Process { predecessor, ..process }.run()),
             Err(error) => {

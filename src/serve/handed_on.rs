@@ -48,7 +48,7 @@ impl Server {
         });
         let opened = opened.inspect_err(|error| {
             let failed = Word::Failed(error.to_string());
-            self.predecessor.as_ref().map(|predecessor| predecessor.say(&failed));
+            self.predecessor.0.as_ref().map(|predecessor| predecessor.say(&failed));
         });
         self.listeners.extend(opened?);
         Ok(())

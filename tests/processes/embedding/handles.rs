@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use handover::{Handle, Options, Request, Response, ResponseBox, Server as Bound, State};
+use handover::{Handle, Options, Request, Response, ResponseBox, Server as Bound, State, report_failure};
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
@@ -17,8 +17,11 @@ pub fn run_one(options: Options) -> ExitCode {
     let server = Bound::bind(options).unwrap();
     let handle = server.handle();
     match fs::read_to_string("journal").as_deref() {
-        Ok("fail") => server.fail("a table is missing"),
-        Ok("drop") => drop(server),
+        Ok("fail") => {
+            drop(server);
+            report_failure("a table is missing");
+        }
+        Ok("drop") => return ExitCode::FAILURE,
         _ => return server.serve(move |request: &mut Request| answer(request, &handle)).unwrap().into(),
     }
     assert_eq!(handle.status().state, State::Ended);
@@ -125,12 +128,12 @@ fn a_program_replaces_itself_and_learns_why_that_has_failed() {
 #[test]
 fn a_program_that_gives_up_before_it_serves_leaves_its_predecessor_as_it_was() {
     let server = start("one", "ready-timeout=3600000");
-    for (how, reason) in [("fail", ": a table is missing"), ("drop", "")] {
+    // It need not exit if it says why.
+    let said = "closed the link before it was ready, and was killed by SIGKILL: a table is missing";
+    for (how, expected) in [("fail", said), ("drop", "exited with status 101 before it was ready")] {
         fs::write(server.directory.join("journal"), how).unwrap();
         let answer = server.get("/restart");
-        // It need not exit for that.
-        let expected = format!("closed the link before it was ready, and was killed by SIGKILL{reason}");
-        assert!(answer.ends_with(&expected), "{answer}");
+        assert!(answer.ends_with(expected), "{answer}");
         server.expect_processes(&[server.first()]);
     }
     assert_eq!(server.stop(), exited(server.first(), 0));
