@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::deadline::after;
@@ -45,7 +46,7 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// What the handler said, or that this process does not serve.
+    /// What the handler said, that it is the handler itself which asks, or that this process does not serve.
     pub fn reload(&self) -> Result<(), Error> {
         self.done("reload", Action::Reload)
     }
@@ -131,7 +132,7 @@ impl Handle {
 
     fn ask(&self, action: Action) -> mpsc::Receiver<Result<String, String>> {
         let (answer, answered) = mpsc::sync_channel(1);
-        self.0.post(Event::Asked(Requester::Program(answer), action));
+        self.0.post(Event::Asked(Requester::Program(answer, thread::current().id()), action));
         answered
     }
 

@@ -4,7 +4,7 @@
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, ThreadId};
 
 use super::requester::Requester;
 use super::systemd;
@@ -28,6 +28,8 @@ pub(crate) struct Configuration {
     limits: Arc<Mutex<Limits>>,
     read: Arc<Read>,
     report: Arc<dyn Fn(Reading) + Send + Sync>,
+    /// The thread of the last reading.
+    reader: Option<ThreadId>,
     running: Vec<Requester>,
     next: Vec<Requester>,
 }
@@ -40,10 +42,13 @@ impl Configuration {
         read: Arc<Read>,
         report: Arc<dyn Fn(Reading) + Send + Sync>,
     ) -> Configuration {
-        Configuration { options, limits, read, report, running: Vec::new(), next: Vec::new() }
+        Configuration { options, limits, read, report, reader: None, running: Vec::new(), next: Vec::new() }
     }
 
     pub(crate) fn reload(&mut self, by: Requester) {
+        if matches!(by, Requester::Program(_, thread) if self.reader == Some(thread)) {
+            return by.refuse("this reload asks for it itself");
+        }
         if self.next.len() == MOST_WAITING {
             return by.refuse(format_args!("{MOST_WAITING} requests for it wait"));
         }
@@ -63,8 +68,9 @@ impl Configuration {
             let result = catch_unwind(AssertUnwindSafe(|| read(&mut options)));
             report(result.unwrap_or_else(|_| Err("the handler panicked".to_owned())).map(|()| options));
         };
-        if let Err(error) = thread::Builder::new().name("reload".to_owned()).spawn(work) {
-            self.apply(Err(format!("no thread can be started: {error}")));
+        match thread::Builder::new().name("reload".to_owned()).spawn(work) {
+            Ok(reader) => self.reader = Some(reader.thread().id()),
+            Err(error) => self.apply(Err(format!("no thread can be started: {error}"))),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::SyncSender;
+use std::thread::ThreadId;
 
 use nix::sys::signal::Signal;
 
@@ -29,8 +30,8 @@ pub(crate) enum Action {
 pub(crate) enum Requester {
     /// A signal, which takes no answer.
     Signal(Signal),
-    /// The program itself, through a [`Handle`](crate::Handle). It may not wait for the answer.
-    Program(SyncSender<Result<String, String>>),
+    /// The program itself, through a [`Handle`](crate::Handle), on this thread. It may not wait for the answer.
+    Program(SyncSender<Result<String, String>>, ThreadId),
     /// A client of the control socket.
     Client(Client),
     /// A client of the control socket that asks for a restart with itself as the successor.
@@ -53,7 +54,7 @@ impl Requester {
     /// Passes on what has come of the request: the first answer counts. The client may not wait for it any
     /// more.
     pub(crate) fn answer(&self, result: Result<String, String>) {
-        if let Requester::Program(answer) = self {
+        if let Requester::Program(answer, _) = self {
             let _ = answer.try_send(result);
             return;
         }
@@ -66,7 +67,7 @@ impl Requester {
             Requester::Candidate(connection) | Requester::Waiting(connection) => {
                 drop(send_all(connection, format!("{text}\n").as_bytes()));
             }
-            Requester::Signal(_) | Requester::Program(_) => {}
+            Requester::Signal(_) | Requester::Program(..) => {}
         }
     }
 
@@ -81,7 +82,7 @@ impl fmt::Display for Requester {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Requester::Signal(signal) => signal.fmt(f),
-            Requester::Program(_) => f.write_str("program"),
+            Requester::Program(..) => f.write_str("program"),
             Requester::Client(_) | Requester::Candidate(_) | Requester::Waiting(_) => f.write_str("control"),
         }
     }

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use handover::{Handle, Options, Request, Response, ResponseBox, Server as Bound, State, report_failure};
+use handover::{
+    Handle, Handler, Options, Request, Response, ResponseBox, Server as Bound, State, report_failure,
+};
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
@@ -22,12 +24,28 @@ pub fn run_one(options: Options) -> ExitCode {
             report_failure("a table is missing");
         }
         Ok("drop") => return ExitCode::FAILURE,
-        _ => return server.serve(move |request: &mut Request| answer(request, &handle)).unwrap().into(),
+        _ => return server.serve(One(handle)).unwrap().into(),
     }
     assert_eq!(handle.status().state, State::Ended);
     // It should exit, and does not.
     thread::sleep(Duration::from_secs(60));
     ExitCode::FAILURE
+}
+
+struct One(Handle);
+
+impl Handler for One {
+    fn handle(&self, request: &mut Request) -> ResponseBox {
+        answer(request, &self.0)
+    }
+
+    /// Asks for what it does itself, if it is told to.
+    fn reload(&self, _: &mut Options) -> Result<(), String> {
+        match fs::read_to_string("journal").as_deref() {
+            Ok("reload") => self.0.reload().map_err(|error| error.to_string()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Another one: two servers, of which only the first has a control socket.
@@ -137,4 +155,15 @@ fn a_program_that_gives_up_before_it_serves_leaves_its_predecessor_as_it_was() {
         server.expect_processes(&[server.first()]);
     }
     assert_eq!(server.stop(), exited(server.first(), 0));
+}
+
+#[test]
+fn a_reload_that_asks_for_itself_is_refused() {
+    let server = start("one", "");
+    assert_eq!(server.get("/reload"), "ok");
+    fs::write(server.directory.join("journal"), "reload").unwrap();
+    let reason = "refused, this reload asks for it itself";
+    assert_eq!(server.get("/reload"), format!("cannot reload: nothing is changed: cannot reload: {reason}"));
+    fs::remove_file(server.directory.join("journal")).unwrap();
+    assert_eq!(server.get("/reload"), "ok");
 }
