@@ -127,7 +127,7 @@ impl Line {
     /// Waits for orphans that have ended.
     fn reap(&mut self) {
         self.seen.extend(self.members());
-        let children = children();
+        let children = self.children();
         self.started.retain(|pid| children.contains(pid));
         for &pid in children.difference(&self.started) {
             let is_member = self.was_member(pid);
@@ -141,7 +141,15 @@ impl Line {
     /// Whether no member is left. One that is ending has no descriptors any more, and cannot be waited for
     /// yet.
     fn is_over(&self) -> bool {
-        self.members().is_empty() && !children().into_iter().any(|pid| self.was_member(pid))
+        self.members().is_empty() && !self.children().into_iter().any(|pid| self.was_member(pid))
+    }
+
+    /// The children to wait for: those of this thread, and the members among those of the main thread, to which
+    /// orphans come, and which may have children of its own. What an embedding program has started on other threads
+    /// is none of ours.
+    fn children(&self) -> HashSet<i32> {
+        let of_main_thread = children_of(Pid::this()).filter(|&pid| self.was_member(pid));
+        children_of(gettid()).chain(of_main_thread).collect()
     }
 
     fn was_member(&self, pid: i32) -> bool {
@@ -174,11 +182,10 @@ impl Line {
     }
 }
 
-/// The children of this thread. Those that an embedding program has started on other threads are not among
-/// them, but orphans are, if this is the main thread.
-fn children() -> HashSet<i32> {
-    let list = fs::read_to_string(format!("/proc/{}/task/{}/children", process::id(), gettid()));
-    list.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+fn children_of(thread: Pid) -> impl Iterator<Item = i32> {
+    let list = fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap_or_default();
+    let children: Vec<i32> = list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+    children.into_iter()
 }
 
 /// Some of what proc(5) says of a process.

@@ -1,6 +1,7 @@
 //! Handles: a program stops, replaces and looks at its servers itself.
 
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -166,4 +167,19 @@ fn a_reload_that_asks_for_itself_is_refused() {
     assert_eq!(server.get("/reload"), format!("cannot reload: nothing is changed: cannot reload: {reason}"));
     fs::remove_file(server.directory.join("journal")).unwrap();
     assert_eq!(server.get("/reload"), "ok");
+}
+
+#[test]
+fn a_process_that_stays_waits_for_its_successors_on_whichever_thread_it_serves() {
+    // As each of these programs, it does on another one than the main thread.
+    let server = start("hello", "stay");
+    let first = server.first();
+    let successors = [(); 4].map(|()| server.hand_over());
+    server.expect(&format!("process {first} stays"));
+    for pid in &successors[..3] {
+        let stat = format!("/proc/{pid}/stat");
+        wait_until(|| !Path::new(&stat).exists(), || fs::read_to_string(&stat).unwrap_or_default());
+    }
+    signal_process(first, Signal::SIGTERM);
+    assert_eq!(wait_for_end(first), exited(first, 0));
 }

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use crate::client::Client;
 use crate::embedding::programs::start;
 use crate::load::{Kind, Load};
+use crate::protocol::handed_on::expect_stop;
 use crate::server::{
     Server, exited, expect_at_rest, expect_dead, number_after, signal_process, wait_for_end, wait_until,
 };
@@ -51,10 +52,7 @@ fn twenty_handovers(options: &str) {
     let last = server.serving();
     expect_job(&server, last);
     load.stop();
-    assert_eq!(server.stop(), exited(last, 0));
-    if options.contains("stay") {
-        assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
-    }
+    expect_stop(&server, server.first(), options);
     server.expect_processes(&[]);
     let jobs = jobs(&server);
     assert_eq!(journal(&server).len(), 2 * jobs.len());

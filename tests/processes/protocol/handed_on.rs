@@ -165,7 +165,7 @@ fn twenty_handovers_and_takeovers(server: Server, program: &str) -> Vec<Server> 
 }
 
 /// Stops a server whose first process has had these options, and which is told how the others end if it stays.
-fn expect_stop(server: &Server, first: u32, options: &str) {
+pub fn expect_stop(server: &Server, first: u32, options: &str) {
     let end = server.stop();
     match options {
         "stay" => assert_eq!(wait_for_end(first), exited(first, 0)),
