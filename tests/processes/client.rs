@@ -142,16 +142,22 @@ impl Client {
     fn receive_chunks(&mut self) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         loop {
-            let size = usize::from_str_radix(&self.line()?, 16).map_err(|_| invalid("chunk size"))?;
-            let before = body.len();
-            body.resize(before + size, 0);
-            self.stream.read_exact(&mut body[before..])?;
-            if !self.line()?.is_empty() {
-                return Err(invalid("chunk end"));
-            }
-            if size == 0 {
+            let chunk = self.receive_chunk()?;
+            if chunk.is_empty() {
                 return Ok(body);
             }
+            body.extend(chunk);
+        }
+    }
+
+    /// Reads one chunk of a response; the last one is empty.
+    pub fn receive_chunk(&mut self) -> io::Result<Vec<u8>> {
+        let size = usize::from_str_radix(&self.line()?, 16).map_err(|_| invalid("chunk size"))?;
+        let mut chunk = vec![0; size];
+        self.stream.read_exact(&mut chunk)?;
+        match self.line()?.is_empty() {
+            true => Ok(chunk),
+            false => Err(invalid("chunk end")),
         }
     }
 

@@ -75,7 +75,7 @@ mod operations {
 mod embedding {
     mod guests;
     pub mod handles;
-    mod jobs;
+    pub mod jobs;
     pub mod own_sockets;
     pub mod programs;
 }

@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +14,12 @@ use handover::{Next, Options, Stream, serve_connections};
 use nix::sys::signal::Signal;
 
 use crate::embedding::programs::start;
+use crate::protocol::handed_on::{
+    Decision, decide, overlap, twenty_handovers, twenty_handovers_and_takeovers,
+};
 use crate::server::{
-    Server, exited, expect_dead, freeze, number_after, signal_process, thaw, wait_for_end, wait_until,
+    Server, exited, expect_dead, freeze, is_alive, number_after, signal_process, thaw, wait_for_end,
+    wait_until,
 };
 
 /// A client, and how many of its lines have been answered.
@@ -26,6 +32,16 @@ impl Client {
     fn connect(server: &Server) -> Client {
         let stream = TcpStream::connect(server.address).unwrap();
         stream.set_nodelay(true).unwrap();
+        Client::new(stream)
+    }
+
+    fn connect_locally(server: &Server) -> Client {
+        let stream = UnixStream::connect(server.directory.join("socket")).unwrap();
+        // What is called of it means the same there.
+        Client::new(OwnedFd::from(stream).into())
+    }
+
+    fn new(stream: TcpStream) -> Client {
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         Client { stream: BufReader::new(stream), count: 0 }
     }
@@ -88,14 +104,13 @@ impl Habit {
     }
 }
 
-#[test]
-fn each_line_is_answered_once_and_in_order_on_one_connection_over_twenty_handovers() {
-    let server = start("lines", "");
-    let mut idle = connect(&server, 20);
+/// Each line is answered once and in order, on the connection on which it was sent, whatever happens.
+fn lives_through<T>(mut clients: Vec<Client>, work: impl FnOnce() -> T) -> T {
+    let mut idle = clients.split_off(12);
     let stop = Arc::new(AtomicBool::new(false));
     let habits = [Habit::Ask, Habit::Pipeline, Habit::Hesitate].into_iter().cycle();
     let busy: Vec<_> = habits
-        .zip(connect(&server, 12))
+        .zip(clients)
         .map(|(habit, mut client)| {
             let stop = Arc::clone(&stop);
             thread::spawn(move || {
@@ -105,15 +120,76 @@ fn each_line_is_answered_once_and_in_order_on_one_connection_over_twenty_handove
             })
         })
         .collect();
-    for _ in 0..20 {
-        let old = server.serving();
-        server.hand_over();
-        assert_eq!(wait_for_end(old), exited(old, 0));
-    }
+    let result = work();
     idle.iter_mut().for_each(|client| client.ask("still here"));
     stop.store(true, Ordering::SeqCst);
     busy.into_iter().for_each(|client| client.join().unwrap());
+    result
+}
+
+/// They were neither closed nor cut.
+fn expect_no_loss(server: &Server) {
     assert_eq!((server.status("accepted="), server.status("lost=")), (32, 0));
+    assert!(!server.log().contains("deadline"));
+}
+
+#[test]
+fn each_line_is_answered_once_and_in_order_on_one_connection_over_twenty_handovers() {
+    let server = start("lines", "");
+    lives_through(connect(&server, 32), || {
+        for _ in 0..20 {
+            let old = server.serving();
+            server.hand_over();
+            assert_eq!(wait_for_end(old), exited(old, 0));
+        }
+    });
+    expect_no_loss(&server);
+}
+
+#[test]
+fn each_line_of_a_client_on_a_unix_socket_is_answered_once_and_in_order() {
+    let server = start("lines", "unix");
+    let clients = (0..32).map(|_| Client::connect_locally(&server)).collect();
+    lives_through(clients, || {
+        for _ in 0..10 {
+            let old = server.serving();
+            server.hand_over();
+            assert_eq!(wait_for_end(old), exited(old, 0));
+        }
+    });
+    expect_no_loss(&server);
+}
+
+#[test]
+fn each_line_is_answered_once_and_in_order_beside_a_process_that_stays() {
+    let server = start("lines", "stay");
+    lives_through(connect(&server, 32), || twenty_handovers(&server));
+    expect_no_loss(&server);
+    assert!(is_alive(server.first()), "{}", server.log());
+}
+
+#[test]
+fn each_line_is_answered_once_and_in_order_whoever_takes_over() {
+    let server = start("lines", "");
+    let clients = connect(&server, 32);
+    let servers = lives_through(clients, || twenty_handovers_and_takeovers(server, "lines"));
+    expect_no_loss(&servers[0]);
+}
+
+#[test]
+fn each_line_is_answered_once_and_in_order_however_an_overlap_is_decided() {
+    let server = start("lines", "overlap");
+    let accepted = lives_through(connect(&server, 32), || {
+        for decision in [Decision::Forward, Decision::Back].repeat(5) {
+            overlap(&server);
+            // Each of the two processes is answered by for a while, on connections that nothing moves.
+            let mut clients = connect(&server, 3);
+            decide(&server, decision);
+            clients.iter_mut().for_each(|client| client.ask("again"));
+        }
+        server.status("accepted=")
+    });
+    assert_eq!((accepted, server.status("lost=")), (62, 0));
     assert!(!server.log().contains("deadline"));
 }
 

@@ -1,12 +1,17 @@
-//! What an embedding program learns of handovers: its background job runs in exactly one process at a time, and
-//! its long polls end when a drain begins.
+//! What an embedding program learns of handovers: its background job runs in exactly one process at a time, its
+//! long polls and event streams end when a drain begins, and what it does at its end it does once.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::process::{self, ExitCode};
+use std::thread;
+use std::time::Duration;
 
+use handover::{Handle, Options, Request, Response, Server as Bound, StatusCode};
 use nix::sys::signal::Signal;
 
 use crate::client::Client;
-use crate::embedding::programs::start;
+use crate::embedding::programs::{start, take_over};
 use crate::load::{Kind, Load};
 use crate::protocol::handed_on::expect_stop;
 use crate::server::{
@@ -146,4 +151,162 @@ fn a_long_poll_ends_when_the_drain_begins_and_goes_on_in_the_successor() {
     wait_until(|| server.status("in-flight=") == 1, || "it is not in flight".to_owned());
     assert_eq!(server.stop(), exited(successor, 0));
     assert_eq!(client.receive().unwrap().text(), "ask again");
+}
+
+/// A program that answers each request with a stream of server-sent events, which goes on and on.
+pub fn run_events(options: Options) -> ExitCode {
+    let server = Bound::bind(options).unwrap();
+    let handle = server.handle();
+    let answer = move |_: &mut Request| {
+        let events = Events { handle: handle.clone(), has_begun: false };
+        Response::new(StatusCode(200), Vec::new(), events, None, None).boxed()
+    };
+    server.serve(answer).unwrap().into()
+}
+
+/// The first event is the process; there is no other until this does not serve any more.
+struct Events {
+    handle: Handle,
+    has_begun: bool,
+}
+
+impl Read for Events {
+    fn read(&mut self, mut target: &mut [u8]) -> io::Result<usize> {
+        if self.has_begun {
+            self.handle.wait_until(Duration::MAX, |status| !status.state.serves());
+            return Ok(0);
+        }
+        self.has_begun = true;
+        let event = event(process::id());
+        target.write_all(event.as_bytes()).map(|()| event.len())
+    }
+}
+
+fn event(pid: u32) -> String {
+    format!("data: {pid}\n\n")
+}
+
+/// Asks for a stream, and waits for its first event.
+fn expect_event(client: &mut Client, pid: u32) {
+    client.send("GET /events HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    assert_eq!(client.receive_head().unwrap().header("transfer-encoding"), Some("chunked"));
+    assert_eq!(client.receive_chunk().unwrap(), event(pid).as_bytes());
+}
+
+fn event_streams_go_on_in_the_successor(options: &str) {
+    let server = start("events", options);
+    let mut clients = [(); 3].map(|()| Client::connect(server.address).unwrap());
+    for _ in 0..3 {
+        let old = server.serving();
+        clients.iter_mut().for_each(|client| expect_event(client, old));
+        server.hand_over();
+        for client in &mut clients {
+            // It is complete, and the connection goes on.
+            assert_eq!(client.receive_chunk().unwrap(), b"");
+        }
+        server.expect(&format!("{old} INFO  drained, moved=3"));
+        // On a connection of its own as well.
+        clients[0] = Client::connect(server.address).unwrap();
+    }
+    let last = server.serving();
+    clients.iter_mut().for_each(|client| expect_event(client, last));
+    server.stop();
+    for client in &mut clients {
+        assert_eq!(client.receive_chunk().unwrap(), b"");
+    }
+    server.expect_processes(&[]);
+    assert!(!server.log().contains("cut"), "{}", server.log());
+}
+
+#[test]
+fn an_event_stream_ends_when_the_drain_begins_and_goes_on_in_the_successor() {
+    event_streams_go_on_in_the_successor("");
+}
+
+#[test]
+fn an_event_stream_ends_in_a_process_that_stays_when_its_drain_begins() {
+    event_streams_go_on_in_the_successor("stay");
+}
+
+#[test]
+fn an_event_stream_goes_on_in_the_process_that_has_taken_back() {
+    let server = start("events", "probation=3600000");
+    let first = server.first();
+    let mut client = Client::connect(server.address).unwrap();
+    for _ in 0..2 {
+        expect_event(&mut client, first);
+        let successor = server.hand_over();
+        assert_eq!(client.receive_chunk().unwrap(), b"");
+        signal_process(successor, Signal::SIGKILL);
+        server.expect("accepting connections again");
+        server.set_serving(first);
+        client = Client::connect(server.address).unwrap();
+    }
+    expect_event(&mut client, first);
+}
+
+/// A program that does something when it has served, and notes when it begins with that and when it is done.
+pub fn run_flush(options: Options) -> ExitCode {
+    let server = Bound::bind(options).unwrap();
+    let text = format!("Hello from {}!", process::id());
+    let outcome = server.serve(move |_: &mut Request| Response::from_string(&text).boxed()).unwrap();
+    let mut journal = File::options().append(true).create(true).open("journal").unwrap();
+    writeln!(journal, "start {}", process::id()).unwrap();
+    // Long enough for another one to begin meanwhile, if it does not wait.
+    thread::sleep(Duration::from_millis(100));
+    writeln!(journal, "stop {}", process::id()).unwrap();
+    outcome.into()
+}
+
+/// Waits until this has been done in these processes, in this order, once in each, and in no two at a time.
+fn expect_flushes(server: &Server, processes: &[u32]) {
+    let is_done = || journal(server).len() >= 2 * processes.len();
+    wait_until(is_done, || format!("{:#?}", journal(server)));
+    assert_eq!(jobs(server), processes);
+}
+
+#[test]
+fn what_a_program_does_at_its_end_it_does_once_in_each_process() {
+    let server = start("flush", "");
+    let mut processes = vec![server.first()];
+    for _ in 0..2 {
+        processes.push(server.hand_over());
+        expect_dead(processes[processes.len() - 2]);
+    }
+    let taker = take_over(&server, &server, "flush");
+    expect_flushes(&server, &processes);
+    assert_eq!(taker.stop(), exited(taker.first(), 0));
+    processes.push(taker.first());
+    expect_flushes(&server, &processes);
+}
+
+#[test]
+fn what_a_program_does_at_its_end_is_not_done_before_it_has_taken_back() {
+    let server = start("flush", "probation=3600000");
+    for _ in 0..3 {
+        let successor = server.hand_over();
+        signal_process(successor, Signal::SIGKILL);
+        server.expect("accepting connections again");
+        server.set_serving(server.first());
+    }
+    assert_eq!(server.hello(), server.first());
+    expect_flushes(&server, &[]);
+    assert_eq!(server.stop(), exited(server.first(), 0));
+    expect_flushes(&server, &[server.first()]);
+}
+
+#[test]
+fn a_process_that_stays_does_what_it_does_at_its_end_when_its_successors_have_done_that() {
+    for stopped_by_supervisor in [false, true] {
+        let server = start("flush", "stay");
+        let first = server.first();
+        let mut processes = vec![server.hand_over()];
+        server.expect(&format!("process {first} stays"));
+        processes.push(server.hand_over());
+        expect_flushes(&server, &processes[..1]);
+        signal_process(if stopped_by_supervisor { first } else { processes[1] }, Signal::SIGTERM);
+        assert_eq!(wait_for_end(first), exited(first, 0));
+        processes.push(first);
+        expect_flushes(&server, &processes);
+    }
 }

@@ -2,25 +2,29 @@
 
 use std::env;
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use handover::{Error, Options, Outcome, Request, Response, Server as Bound};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockopt, listen, setsockopt, socket,
     sockopt,
 };
 
 use crate::client::{self, Target};
-use crate::embedding::programs::{start, take_over};
+use crate::embedding::programs::{start, start_by, take_over};
 use crate::load::{Kind, Load};
-use crate::server::{Server, exited, freeze, thaw, wait_for_end};
+use crate::server::{Server, exited, freeze, signal_process, thaw, wait_for_end};
+use crate::untested::is_installed;
 
 /// The option that the program sets.
 const SEGMENT: u32 = 1000;
@@ -56,6 +60,11 @@ fn serve(options: Options) -> Result<Outcome, Error> {
     let address = format!("unix:{}", path.display());
     match &*difference {
         "no Unix socket" => {}
+        "abstract" => {
+            let address = SocketAddr::from_abstract_name(path.as_os_str().as_bytes()).unwrap();
+            let name = format!("unix:@{}", path.display());
+            server.listen_on(&name, || UnixListener::bind_addr(&address))?;
+        }
         "opened before" => {
             let opened = UnixListener::bind(&path).unwrap();
             server.listen_on(&address, || Ok(opened))?;
@@ -121,6 +130,93 @@ fn sockets_that_a_program_has_made_are_handed_over_like_others() {
     assert_eq!(last.stop(), exited(last.first(), 0));
     assert!(!path.exists());
     server.expect_refusal();
+}
+
+#[test]
+fn sockets_that_a_program_has_made_are_handed_over_beside_a_process_that_stays() {
+    let server = start("own", "listen= stay");
+    let load = Load::start_all(&targets(&server), &[Kind::Close, Kind::KeepAlive, Kind::Naive], 1);
+    for _ in 0..5 {
+        let old = server.serving();
+        let new = server.hand_over();
+        server.expect_any(&[&format!("process {old} stays"), &format!("process {old} ends")]);
+        for target in targets(&server) {
+            assert_eq!(client::get(target, "/").unwrap().text(), format!("{new} of 2"));
+        }
+        assert!(is_own(&server));
+    }
+    load.stop();
+    let first = server.first();
+    signal_process(first, Signal::SIGTERM);
+    assert_eq!(wait_for_end(first), exited(first, 0));
+    assert!(!server.directory.join("own").exists());
+    server.expect_refusal();
+}
+
+#[test]
+fn an_abstract_socket_that_a_program_has_made_is_handed_over() {
+    let server = start_by("printf abstract >journal;", "own", "listen=");
+    let name = server.directory.join("own");
+    let address = SocketAddr::from_abstract_name(name.as_os_str().as_bytes()).unwrap();
+    // A client that waits in its queue is served by the next process.
+    let mut waiting: Option<UnixStream> = None;
+    for _ in 0..3 {
+        let old = server.serving();
+        server.signal(Signal::SIGUSR2);
+        freeze(old);
+        let client = UnixStream::connect_addr(&address).unwrap();
+        thaw(old);
+        let new = server.expect_handover();
+        assert_eq!(wait_for_end(old), exited(old, 0));
+        if let Some(client) = &mut waiting {
+            assert_eq!(ask(client), format!("{new} of 2"));
+        }
+        waiting = Some(client);
+    }
+    assert_eq!(server.stop(), exited(server.serving(), 0));
+    UnixListener::bind_addr(&address).unwrap();
+}
+
+/// What is answered on a connection that goes on.
+fn ask(mut client: &UnixStream) -> String {
+    client.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let mut reply = vec![0; 4096];
+    let mut length = 0;
+    while !String::from_utf8_lossy(&reply[..length]).ends_with(" of 2") {
+        let read = client.read(&mut reply[length..]).unwrap();
+        assert!(read > 0, "the connection has ended");
+        length += read;
+    }
+    let reply = String::from_utf8_lossy(&reply[..length]);
+    reply.rsplit("\r\n").next().unwrap().to_owned()
+}
+
+#[test]
+fn a_socket_of_a_service_manager_is_one_that_a_program_need_not_make() {
+    if !is_installed("python3") {
+        return;
+    }
+    // The service manager knows of the TCP socket only.
+    let manager = "exec env LISTEN_FDS=1 python3 -c 'import os, socket, sys; s = socket.socket(); \
+                   s.bind((\"127.0.0.1\", 0)); s.listen(); os.dup2(s.fileno(), 3); os.set_inheritable(3, True); \
+                   os.environ[\"LISTEN_PID\"] = str(os.getpid()); os.execv(sys.argv[1], sys.argv[1:])'";
+    let server = start_by(&format!("{manager} \"$@\";"), "own", "listen=");
+    let log = server.log();
+    assert!(log.contains("listening on the existing file descriptor 3, 127.0.0.1:"), "{log}");
+    assert!(log.contains("listening on a new file descriptor, unix:"), "{log}");
+    let load = Load::start_all(&targets(&server), &[Kind::Close, Kind::KeepAlive, Kind::Naive], 1);
+    for _ in 0..5 {
+        let old = server.serving();
+        let new = server.hand_over();
+        assert_eq!(wait_for_end(old), exited(old, 0));
+        for target in targets(&server) {
+            assert_eq!(client::get(target, "/").unwrap().text(), format!("{new} of 2"));
+        }
+        assert!(!is_own(&server));
+    }
+    load.stop();
+    assert_eq!(server.stop(), exited(server.serving(), 0));
+    assert!(!server.directory.join("own").exists());
 }
 
 #[test]

@@ -38,6 +38,8 @@ type Run = fn(Options) -> ExitCode;
 const PROGRAMS: &[(&str, Run)] = &[
     ("hello", hello::run),
     ("deadline", crate::connections::streams::run),
+    ("events", crate::embedding::jobs::run_events),
+    ("flush", crate::embedding::jobs::run_flush),
     ("guests", guests::run),
     ("job", job::run),
     ("lines", lines::run),
@@ -87,6 +89,10 @@ fn options(words: &str) -> Options {
             "ready-timeout" => options.ready_timeout = milliseconds(),
             "stay" => options.stay = true,
             "takeover" => options.takeover = true,
+            "unix" => {
+                let path = Path::new(&env::var("directory").unwrap()).join("socket");
+                options.listen.push(format!("unix:{}", path.display()));
+            }
             _ => panic!("no option is called {name:?}"),
         }
     }
@@ -176,8 +182,8 @@ fn what_a_predecessor_has_said_in_the_environment_is_not_believed_without_its_li
         return;
     }
     // As in what a handler of a successor starts. Behind the second, there is a socket, but no link.
-    let sockets = "python3 -c 'import os, socket, sys; s = socket.socket(); s.listen(); os.dup2(s.fileno(), 3); \
-                   os.execv(sys.argv[1], sys.argv[1:])'";
+    let sockets = "python3 -c 'import os, socket, sys; s = socket.socket(); s.listen(); \
+                   os.dup2(s.fileno(), 3); os.set_inheritable(3, True); os.execv(sys.argv[1], sys.argv[1:])'";
     for script in ["HANDOVER=1", &format!("exec env HANDOVER=1 {sockets} \"$@\";")] {
         let server = start_by(script, "hello", "");
         assert!(server.log().contains("listening on a new file descriptor"), "{}", server.log());

@@ -23,8 +23,8 @@ use crate::embedding::programs::{install_program, start, take_over};
 use crate::load::{Kind, Load};
 use crate::partner::{Greeted, greet_by_inheritance, greet_by_request, pair};
 use crate::server::{
-    Gate, PATIENCE, Server, exited, expect_at_rest, expect_dead, install_script, signal_process,
-    wait_for_end, wait_until,
+    Gate, PATIENCE, Server, exited, expect_at_rest, expect_dead, install_script, number_after,
+    signal_process, wait_for_end, wait_until,
 };
 
 /// An embedding program that holds a lock, and stores and says what state it is told to.
@@ -137,7 +137,7 @@ fn expect_locked(directory: &Path, stop: &AtomicBool) -> usize {
 }
 
 /// Twenty handovers, before some of which one fails.
-fn twenty_handovers(server: &Server) {
+pub fn twenty_handovers(server: &Server) {
     for number in 0..20 {
         if number % 7 == 0 {
             fail_to_hand_over(server, "exit 1");
@@ -152,7 +152,7 @@ fn twenty_handovers(server: &Server) {
 }
 
 /// Twenty handovers, half of which are to a process that is no child. Returns the servers, of which the last serves.
-fn twenty_handovers_and_takeovers(server: Server, program: &str) -> Vec<Server> {
+pub fn twenty_handovers_and_takeovers(server: Server, program: &str) -> Vec<Server> {
     let mut servers = vec![server];
     for _ in 0..10 {
         let old = servers.last().unwrap();
@@ -162,6 +162,44 @@ fn twenty_handovers_and_takeovers(server: Server, program: &str) -> Vec<Server> 
         servers.push(taker);
     }
     servers
+}
+
+/// How an overlap ends.
+#[derive(Clone, Copy)]
+pub enum Decision {
+    Forward,
+    Back,
+}
+
+/// Hands over until both processes accept connections, and returns the successor.
+pub fn overlap(server: &Server) -> u32 {
+    server.signal(Signal::SIGUSR2);
+    number_after(&server.expect("accept connections"), "successor ")
+}
+
+/// Ends an overlap, and waits until one process is left.
+pub fn decide(server: &Server, decision: Decision) {
+    let old = server.serving();
+    let both = server.processes();
+    let [new] = both.iter().copied().filter(|&pid| pid != old).collect::<Vec<_>>()[..] else {
+        panic!("{both:?}")
+    };
+    let (leaves, stays) = match decision {
+        Decision::Forward => (old, new),
+        Decision::Back => (new, old),
+    };
+    signal_process(leaves, Signal::SIGTERM);
+    server.expect(&format!("process {leaves} ends"));
+    server.expect_processes(&[stays]);
+    server.set_serving(stays);
+}
+
+fn ten_overlaps(server: Server) -> Vec<Server> {
+    for decision in [Decision::Forward, Decision::Back].repeat(5) {
+        overlap(&server);
+        decide(&server, decision);
+    }
+    vec![server]
 }
 
 /// Stops a server whose first process has had these options, and which is told how the others end if it stays.
@@ -211,6 +249,11 @@ fn a_udp_socket_that_is_handed_on_loses_no_datagram_through_takeovers() {
     loses_no_datagram("", |server| twenty_handovers_and_takeovers(server, "udp"));
 }
 
+#[test]
+fn a_udp_socket_that_is_handed_on_loses_no_datagram_however_an_overlap_is_decided() {
+    loses_no_datagram("overlap", ten_overlaps);
+}
+
 fn is_locked_throughout(options: &str, hand_over: impl FnOnce(Server) -> Vec<Server>) {
     let server = start("lock", options);
     let first = server.first();
@@ -244,6 +287,38 @@ fn a_lock_that_is_handed_on_is_held_beside_a_process_that_stays() {
 #[test]
 fn a_lock_that_is_handed_on_is_held_through_takeovers() {
     is_locked_throughout("", |server| twenty_handovers_and_takeovers(server, "lock"));
+}
+
+#[test]
+fn a_lock_that_is_handed_on_is_held_however_an_overlap_is_decided() {
+    is_locked_throughout("overlap", ten_overlaps);
+}
+
+#[test]
+fn a_state_is_that_of_the_process_that_has_started_the_other_one_of_an_overlap() {
+    let server = start("lock", "overlap");
+    let (first, before) = (server.first(), "no state");
+    // Each of the two answers with what came to it.
+    let expect_both = |state: &str| {
+        for expected in [before, state] {
+            wait_until(|| server.get("/") == expected, || format!("none has {expected}"));
+        }
+    };
+    for (stored, state) in [("1000", "1000 bytes"), ("2000", "2000 bytes")] {
+        assert_eq!(server.get(&format!("/store?{stored}")), "ok");
+        overlap(&server);
+        expect_both(state);
+        decide(&server, Decision::Back);
+        assert_eq!((server.hello(), &*server.get("/")), (first, before));
+    }
+    let second = overlap(&server);
+    expect_both("2000 bytes");
+    decide(&server, Decision::Forward);
+    assert_eq!((server.hello(), &*server.get("/")), (second, "2000 bytes"));
+    // It has stored nothing itself.
+    overlap(&server);
+    decide(&server, Decision::Forward);
+    assert_eq!(server.get("/"), "no state");
 }
 
 #[test]
