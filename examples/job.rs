@@ -56,7 +56,7 @@ fn job(handle: &Handle, mut journal: File) -> io::Result<()> {
 fn answer(request: &mut Request) -> ResponseBox {
     let text = match request.url() {
         // Nothing happens that a client could be told of, but it need not ask again before half a minute has passed.
-        "/poll" if request.wait_for_end(Duration::from_secs(30)) => "ask again".to_owned(),
+        "/poll" if request.recipient().wait_for_end(Duration::from_secs(30)) => "ask again".to_owned(),
         "/poll" => "nothing new".to_owned(),
         _ => format!("Hello from {}!", process::id()),
     };

@@ -80,17 +80,19 @@ impl Handle {
     /// until then, or cannot any more because the server has [ended](crate::State::Ended).
     ///
     /// The condition is looked at now, and whenever the [`state`](Status::state), the
-    /// [`predecessors`](Status::predecessors) or the [`version`](Status::version) changes, but not when a connection
-    /// comes or goes. A state that lasts for less than a moment may be missed.
-    ///
-    /// An event stream, whose response body is a `Read` of the program, ends when the drain begins if it waits for
-    /// its next event with this, and then returns 0.
+    /// [`predecessors`](Status::predecessors) or the [`version`](Status::version) changes, and when the last of the
+    /// [`connections`](Status::connections) has ended in a process that accepts no more; not whenever one comes or
+    /// goes. A state that lasts for less than a moment may be missed.
     pub fn wait_until(&self, timeout: Duration, condition: impl Fn(&Status) -> bool) -> Option<Status> {
         self.0.wait_until(timeout, condition)
     }
 
     /// Work that is no connection: until the result is dropped, a drain is not complete, unless its
     /// [deadline](crate::Options::drain_timeout) passes.
+    ///
+    /// Meanwhile a program can write what comes after its last response, for instance: it waits until the state no
+    /// longer [serves](crate::State::serves) and no [connection](Status::connections) is open, while a successor
+    /// [serves](Status::serves_alone) beside it, but not alone.
     pub fn hold(&self) -> Hold {
         self.0.hold();
         Hold(Arc::clone(&self.0))

@@ -130,7 +130,7 @@ pub use crate::{
     counters::Counters,
     error::Error,
     handle::{Handle, Hold},
-    http::{Handler, Request, TestRequest},
+    http::{Handler, Recipient, Request, TestRequest},
     operations::asker::ask,
     options::{Limits, Options},
     outcome::Outcome,

@@ -221,7 +221,6 @@ impl Process {
         Ancestry { generation: self.publisher.generation() + 1, counts }
     }
 
-    /// The successor serves.
     fn count_handover(&self) {
         self.connections.count(Counters { handovers: 1, ..Counters::default() });
         self.publisher.publish(|published| published.handover = Some(Instant::now()));
@@ -281,10 +280,11 @@ impl Process {
 
     /// Publishes what this process does, and how many predecessors are there, which it returns.
     fn publish(&self, state: State) -> usize {
-        let are_moving = self.connections.expects_arrivals();
-        let predecessors = usize::from(self.predecessor.is_some() || are_moving);
+        let connections = &self.connections;
+        let predecessors = usize::from(self.predecessor.is_some() || connections.expects_arrivals());
+        let is_done = !state.serves() && connections.open() == 0;
         self.publisher.publish(|published| {
-            (published.state, published.predecessors) = (state, predecessors);
+            (published.state, published.predecessors, published.is_done) = (state, predecessors, is_done);
         });
         predecessors
     }

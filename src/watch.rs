@@ -44,6 +44,8 @@ pub(crate) struct Published {
     pub(crate) version: String,
     pub(crate) generation: u64,
     pub(crate) handover: Option<Instant>,
+    /// It accepts no connections, and none is open.
+    pub(crate) is_done: bool,
 }
 
 impl fmt::Debug for Watch {
@@ -54,7 +56,7 @@ impl fmt::Debug for Watch {
 
 impl Watch {
     pub(crate) fn status(&self) -> Status {
-        let Published { state, predecessors, version, generation, handover } = self.published().clone();
+        let Published { state, predecessors, version, generation, handover, .. } = self.published().clone();
         let Usage { open, in_flight, counters } =
             self.usage.get().map_or_else(Usage::default, |usage| usage());
         Status {
@@ -144,6 +146,7 @@ impl Publisher {
             version: version.to_owned(),
             generation: 1,
             handover: None,
+            is_done: false,
         };
         Publisher(Arc::new(Watch {
             executable: env::current_exe().unwrap_or_default(),

@@ -33,7 +33,7 @@ impl Routes {
 
     /// Returns early if the client leaves.
     fn message_after(&self, request: &Request, delay: Duration) -> ResponseBox {
-        request.wait_for_hangup(delay);
+        request.recipient().wait_for_hangup(delay);
         self.message()
     }
 

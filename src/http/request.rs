@@ -2,14 +2,13 @@
 
 use std::io::Read;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use tiny_http::{HTTPVersion, Header, Method, ResponseBox};
 
 use super::body::Body;
 use super::head::Head;
 use super::input::Input;
-use crate::deadline::after;
+use super::recipient::Recipient;
 use crate::options::Options;
 use crate::server::address::Address;
 use crate::server::connection::Peer;
@@ -144,22 +143,9 @@ impl Request {
         self.body.limit = bytes;
     }
 
-    /// Waits until the client has ended its side of the connection, at most for `timeout`, and returns whether
-    /// it has. A handler that waits for something, as in a long poll, can end when nobody waits for it any
-    /// more; a zero timeout is a look.
-    ///
-    /// A client may have ended only its sending side, and still read the response. That cannot be told from a
-    /// client that has left, so it is up to the handler; what it returns is sent in either case.
-    pub fn wait_for_hangup(&self, timeout: Duration) -> bool {
-        self.body.input.connection.wait_for_hangup(after(timeout))
-    }
-
-    /// Waits until the client has ended its side of the connection, as [`wait_for_hangup`](Self::wait_for_hangup)
-    /// does, or the process begins to [drain](Self::is_draining), at most for `timeout`, and returns whether
-    /// one of them has happened. A long poll ends then: the response goes out at once, and the client asks again,
-    /// on the same connection, which is answered by the successor.
-    pub fn wait_for_end(&self, timeout: Duration) -> bool {
-        self.body.input.connection.wait_for_end(after(timeout))
+    /// The client, which may leave while the handler, or the body of its response, waits for something.
+    pub fn recipient(&self) -> Recipient {
+        Recipient::new(&self.body.input.connection)
     }
 
     /// Whether the process is draining: it no longer accepts connections, because it has handed over or is

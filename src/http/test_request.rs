@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(request.remote_addr(), Some(&([192, 0, 2, 1], 80).into()));
         assert_eq!(request.body_length(), Some(1 << 20));
         assert_eq!(io::copy(request.as_reader(), &mut io::sink()).unwrap(), 1 << 20);
-        assert!(!request.is_draining() && !request.wait_for_hangup(Duration::ZERO));
+        assert!(!request.is_draining() && !request.recipient().wait_for_hangup(Duration::ZERO));
     }
 
     #[test]

@@ -208,8 +208,9 @@ fn a_handler_sees_the_request_as_it_was_sent() {
 fn a_handler_notices_that_the_client_hangs_up() {
     let (looked, look) = mpsc::channel();
     let (_server, address) = serve(Limits::default(), move |request| {
-        looked.send(request.wait_for_hangup(Duration::ZERO)).unwrap();
-        looked.send(request.wait_for_hangup(Duration::MAX)).unwrap();
+        let client = request.recipient();
+        looked.send(client.wait_for_hangup(Duration::ZERO)).unwrap();
+        looked.send(client.wait_for_hangup(Duration::MAX)).unwrap();
         plain("ok")
     });
     // What has not been read is no obstacle, and a client that has only ended its input gets its answer.

@@ -3,11 +3,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::process::{self, ExitCode};
 use std::thread;
 use std::time::Duration;
 
-use handover::{Handle, Options, Request, Response, Server as Bound, StatusCode};
+use handover::{Options, Recipient, Request, Response, Server as Bound, StatusCode, serve};
 use nix::sys::signal::Signal;
 
 use crate::client::Client;
@@ -155,25 +156,23 @@ fn a_long_poll_ends_when_the_drain_begins_and_goes_on_in_the_successor() {
 
 /// A program that answers each request with a stream of server-sent events, which goes on and on.
 pub fn run_events(options: Options) -> ExitCode {
-    let server = Bound::bind(options).unwrap();
-    let handle = server.handle();
-    let answer = move |_: &mut Request| {
-        let events = Events { handle: handle.clone(), has_begun: false };
+    let answer = |request: &mut Request| {
+        let events = Events { client: request.recipient(), has_begun: false };
         Response::new(StatusCode(200), Vec::new(), events, None, None).boxed()
     };
-    server.serve(answer).unwrap().into()
+    serve(options, answer).unwrap().into()
 }
 
-/// The first event is the process; there is no other until this does not serve any more.
+/// The first event is the process; there is no other.
 struct Events {
-    handle: Handle,
+    client: Recipient,
     has_begun: bool,
 }
 
 impl Read for Events {
     fn read(&mut self, mut target: &mut [u8]) -> io::Result<usize> {
         if self.has_begun {
-            self.handle.wait_until(Duration::MAX, |status| !status.state.serves());
+            assert!(self.client.wait_for_end(Duration::MAX));
             return Ok(0);
         }
         self.has_begun = true;
@@ -245,6 +244,15 @@ fn an_event_stream_goes_on_in_the_process_that_has_taken_back() {
     expect_event(&mut client, first);
 }
 
+#[test]
+fn an_event_stream_whose_client_has_left_makes_room() {
+    let server = start("events", "max-connections=2");
+    for _ in 0..3 {
+        let mut clients = [(); 2].map(|()| Client::connect(server.address).unwrap());
+        clients.iter_mut().for_each(|client| expect_event(client, server.first()));
+    }
+}
+
 /// A program that does something when it has served, and notes when it begins with that and when it is done.
 pub fn run_flush(options: Options) -> ExitCode {
     let server = Bound::bind(options).unwrap();
@@ -256,6 +264,51 @@ pub fn run_flush(options: Options) -> ExitCode {
     thread::sleep(Duration::from_millis(100));
     writeln!(journal, "stop {}", process::id()).unwrap();
     outcome.into()
+}
+
+/// A program that notes each answer, and what it does last, when all clients have been answered.
+pub fn run_last(options: Options) -> ExitCode {
+    let server = Bound::bind(options).unwrap();
+    let handle = server.handle();
+    let note = |what| {
+        let mut journal = File::options().append(true).create(true).open("journal").unwrap();
+        writeln!(journal, "{what} {}", process::id()).unwrap();
+    };
+    thread::spawn(move || {
+        while let Some(_hold) = handle.hold_when(Duration::MAX, |status| status.state.serves()) {
+            handle.wait_until(Duration::MAX, |status| !status.state.serves() && status.connections == 0);
+            note("last");
+        }
+    });
+    let answer = move |request: &mut Request| {
+        if request.url() == "/poll" {
+            request.recipient().wait_for_hangup(Duration::MAX);
+            note("answer");
+        }
+        Response::from_string(format!("Hello from {}!", process::id())).boxed()
+    };
+    server.serve(answer).unwrap().into()
+}
+
+#[test]
+fn a_program_that_holds_a_process_learns_when_its_last_client_has_been_answered() {
+    let server = start("last", "");
+    for _ in 0..2 {
+        let old = server.serving();
+        let mut polling = TcpStream::connect(server.address).unwrap();
+        polling.write_all(b"GET /poll HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        wait_until(|| server.status("in-flight=") == 1, || "it is not in flight".to_owned());
+        server.hand_over();
+        polling.shutdown(Shutdown::Write).unwrap();
+        assert!(io::read_to_string(polling).unwrap().ends_with(&format!("Hello from {old}!")));
+        assert_eq!(wait_for_end(old), exited(old, 0));
+        assert_eq!(journal(&server), [format!("answer {old}"), format!("last {old}")]);
+        fs::remove_file(server.directory.join("journal")).unwrap();
+    }
+    let last = server.serving();
+    assert_eq!(server.stop(), exited(last, 0));
+    assert_eq!(journal(&server), [format!("last {last}")]);
+    assert!(!server.log().contains("no longer waiting"), "{}", server.log());
 }
 
 /// Waits until this has been done in these processes, in this order, once in each, and in no two at a time.

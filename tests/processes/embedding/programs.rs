@@ -42,6 +42,7 @@ const PROGRAMS: &[(&str, Run)] = &[
     ("flush", crate::embedding::jobs::run_flush),
     ("guests", guests::run),
     ("job", job::run),
+    ("last", crate::embedding::jobs::run_last),
     ("lines", lines::run),
     ("lock", crate::protocol::handed_on::run),
     ("one", crate::embedding::handles::run_one),
@@ -77,6 +78,7 @@ fn options(words: &str) -> Options {
             "control" => options.control = Some(value.into()),
             "drain-timeout" => options.drain_timeout = milliseconds(),
             "listen" => options.listen = value.split_terminator(',').map(str::to_owned).collect(),
+            "max-connections" => options.limits.max_connections = value.parse().unwrap(),
             "no-move" => options.move_connections = false,
             "other-successor" => {
                 options.program = Some(Path::new(&env::var("directory").unwrap()).join("other"));
