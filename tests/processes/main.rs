@@ -2,6 +2,7 @@
 //! its descriptors and its exit status are looked at.
 
 mod client;
+mod command;
 mod load;
 mod partner;
 // Only what a single process does is compared here.
@@ -83,6 +84,6 @@ mod embedding {
 /// What the documents say is so.
 mod documents {
     mod diagnostics;
-    mod examples;
+    pub mod examples;
     mod rust;
 }

@@ -7,7 +7,7 @@ use std::net::{self, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -16,6 +16,7 @@ use nix::sys::socket::{
     sendmsg, shutdown, socketpair,
 };
 
+use crate::command::{Child, Command, Stderr, Untraced};
 use crate::server::{BINARY, Directory, Server};
 
 const GREETING: &[u8] = b"handover 1\n";
@@ -182,7 +183,8 @@ pub fn greet_by_request(lines: &[u8], others: &[&OwnedFd]) -> Greeted {
     let control = UnixListener::bind(directory.join("control")).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut command = command(&listener, &["--takeover", "--control"]);
-    let process = command.arg(directory.join("control")).stderr(Stdio::piped()).spawn().unwrap();
+    command.arg(directory.join("control")).stderr(Stderr::Piped).untraced(Untraced::WrongGreeting);
+    let process = command.spawn().unwrap();
     let (mut link, _) = control.accept().unwrap();
     let mut request = [0; "takeover\n".len()];
     link.read_exact(&mut request).unwrap();
@@ -217,7 +219,8 @@ pub fn greet_by_inheritance(lines: &[u8], other: Option<&OwnedFd>) -> Greeted {
     shell
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(Stdio::from(OwnedFd::from(theirs)))
-        .stderr(other);
+        .stderr(Stderr::Direct(other))
+        .untraced(Untraced::WrongGreeting);
     let process = shell.spawn().unwrap();
     // It has the other end of the link.
     drop(shell);

@@ -3,12 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Stdio};
+use std::process::{self, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -23,6 +22,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, mkfifo};
 
 use crate::client::{self, Client, Target};
+use crate::command::{Command, Stderr, Traced};
 use crate::trace::Traces;
 
 /// When a test gives up. Nothing that is waited for takes anywhere near as long.
@@ -87,8 +87,8 @@ pub struct Server {
     serving: Cell<u32>,
     pub address: SocketAddr,
     log: RefCell<Log>,
-    traces: Traces,
     pub directory: Directory,
+    traced: Traced,
 }
 
 /// The log of all processes of a server.
@@ -165,24 +165,21 @@ impl Server {
     pub fn start_command(mut command: Command, directory: Directory) -> Server {
         // Processes whose predecessor has exited become our children, so that we can wait for them.
         set_child_subreaper(true).unwrap();
-        Traces::ask_for(&mut command);
-        let traces = Traces::default();
-        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let first = child.id();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        // Like its successors, it is waited for by its number.
-        drop(child);
         let (sender, lines) = mpsc::channel();
-        let taken = traces.clone();
-        thread::spawn(move || {
-            for line in stderr.split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line);
-                if !taken.take(&line) {
-                    let _ = sender.send(line.into_owned());
-                }
-            }
-        });
+        let sink = move |line: &[u8]| {
+            // The server may be gone, but not the processes that it has consisted of.
+            let _ = sender.send(String::from_utf8_lossy(line).trim_end_matches('\n').to_owned());
+            Ok(())
+        };
+        command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stderr::To(Box::new(sink)));
+        let child = command.spawn().unwrap();
+        let first = child.id();
+        // Like its successors, it is waited for by its number.
+        let traced = child.into_traced();
         let log = Log { lines, all: Vec::new(), pending: VecDeque::new() };
         let mut server = Server {
             first,
@@ -190,13 +187,15 @@ impl Server {
             serving: Cell::new(first),
             address: ([127, 0, 0, 1], 0).into(),
             log: RefCell::new(log),
-            traces,
             directory,
+            traced,
         };
         let listening = server.expect("listening on ");
         server.address = listening.rsplit(' ').next().unwrap().parse().unwrap();
         server.command = number_after(&server.expect(" is ready, "), "process ");
         server.serving.set(server.command);
+        // It may be killed from now on.
+        server.traced.expect_begun();
         server
     }
 
@@ -211,7 +210,7 @@ impl Server {
     }
 
     pub fn traces(&self) -> &Traces {
-        &self.traces
+        &self.traced.traces
     }
 
     /// Tells which process has become the one that serves.
@@ -438,8 +437,6 @@ impl Drop for Server {
             let lines: Vec<&str> = log.lines().collect();
             let last = lines[lines.len().saturating_sub(60)..].join("\n");
             eprintln!("--- the end of the log of {}\n{last}", self.first);
-        } else if let Err(complaint) = self.traces.check() {
-            panic!("{complaint}");
         }
     }
 }

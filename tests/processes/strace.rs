@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{ChildStderr, Stdio};
 
 use nix::libc;
 
+use crate::command::{Child, Command, Stderr};
 use crate::server::{BINARY, wait_until};
 use crate::untested::is_installed;
 
@@ -50,7 +51,7 @@ impl Tampering {
         }
         command.args(["-o", "/dev/null", "-e"]).arg(format!("trace={calls}"));
         command.arg("-e").arg(format!("inject={calls}:{injection}")).arg("-p").arg(pid.to_string());
-        let mut strace = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut strace = command.stdin(Stdio::null()).stderr(Stderr::Piped).spawn().unwrap();
         let mut messages = BufReader::new(strace.stderr.take().unwrap());
         let mut line = String::new();
         messages.read_line(&mut line).unwrap();

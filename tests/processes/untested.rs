@@ -1,10 +1,11 @@
 //! What cannot be tested here, which the last lines of a run say.
 
-use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 
 use nix::libc;
+
+use crate::command::Command;
 
 static REASONS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 

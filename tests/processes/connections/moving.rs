@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,6 +12,7 @@ use nix::libc;
 use nix::sys::signal::Signal;
 
 use crate::client::{Client, Reply};
+use crate::command::Command;
 use crate::partner::{Moving, Predecessor, Successor};
 use crate::server::{
     BINARY, Directory, Server, exited, expect_at_rest, expect_dead, freeze, install_script, number_after,

@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use nix::sys::signal::Signal;
 
+use crate::command::Command;
 use crate::server::{Directory, Server, exited, install, signal_process, wait_for_end};
 
 /// The lines that the manual explains.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Instant;
 use std::{env, mem, thread};
@@ -15,7 +15,9 @@ use std::{env, mem, thread};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
+use crate::command::{Child, Command};
 use crate::server::{BINARY, Directory, PATIENCE, expect_dead, install};
+use crate::trace::Traces;
 use crate::untested::is_installed;
 use crate::untested::untested;
 
@@ -202,6 +204,7 @@ struct Session {
     /// What has been printed and not been compared yet, and all that has been logged.
     printed: Vec<String>,
     log: Vec<String>,
+    traces: Traces,
     /// The numbers of the document, and what they stand for.
     numbers: HashMap<String, String>,
     /// All that has been typed and shown.
@@ -230,6 +233,7 @@ impl Session {
             output,
             printed: Vec::new(),
             log: Vec::new(),
+            traces: Traces::default(),
             numbers: HashMap::new(),
             transcript: Vec::new(),
         }
@@ -308,10 +312,10 @@ impl Session {
         command.args(["-c", "exec sh 2>&1"]).current_dir(self.directory.path()).env("PATH", path);
         command.env("HOME", self.directory.path()).env("RUST_LOG", "debug");
         let mut shell = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (index, sender) = (self.terminals.len(), self.sender.clone());
+        let (index, sender, traces) = (self.terminals.len(), self.sender.clone(), self.traces.clone());
         let output = BufReader::new(shell.stdout.take().unwrap());
         thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
+            for line in output.lines().map_while(Result::ok).filter(|line| !traces.take(line)) {
                 let _ = sender.send(match line.strip_prefix(PROMPT) {
                     Some(status) => Output::Prompt(index, status.to_owned()),
                     None => Output::Line(index, line.trim_end().to_owned()),
@@ -473,6 +477,7 @@ fn run(blocks: Vec<Block>) {
     blocks.iter().filter(|block| is_run(block)).for_each(|block| session.run(block));
     let count = |text: &str| session.log.iter().filter(|line| line.contains(text)).count();
     assert_eq!(count(" is ready, version "), count(" ends"), "{}", session.transcript.join("\n"));
+    session.traces.check().unwrap();
 }
 
 fn readme() -> Vec<Block> {

@@ -6,13 +6,14 @@
 use std::io::{self, Write};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{self, Command, ExitCode};
+use std::process::{self, ExitCode};
 use std::time::Duration;
 use std::{env, fs};
 
 use handover::Options;
 
 use crate::client::Client;
+use crate::command::{Command, Untraced};
 use crate::load::{Kind, Load};
 use crate::server::{Directory, Server, exited, install_script, wait_for_end};
 use crate::untested::is_installed;
@@ -61,8 +62,7 @@ const OPTIONS: &str = "HANDOVER_TEST_OPTIONS";
 #[test]
 #[ignore = "other tests start it"]
 fn embedding_program() -> ExitCode {
-    log::set_logger(&StandardError).unwrap();
-    log::set_max_level(log::LevelFilter::Info);
+    log_to_standard_error();
     let name = env::var(PROGRAM).expect(PROGRAM);
     let (_, run) = PROGRAMS.iter().find(|(known, _)| *known == name).expect("a known program");
     run(options(&env::var(OPTIONS).unwrap_or_default()))
@@ -101,17 +101,26 @@ fn options(words: &str) -> Options {
     options
 }
 
+/// Starts logging, without which a program leaves no trace.
+pub fn log_to_standard_error() {
+    log::set_logger(&StandardError).unwrap();
+    log::set_max_level(log::LevelFilter::Debug);
+}
+
 /// Logs as the command does, without the time and the responses.
 struct StandardError;
 
 impl log::Log for StandardError {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.target() != "handover::access"
+        match metadata.level() {
+            log::Level::Debug => metadata.target() == "handover::trace",
+            _ => metadata.target() != "handover::access",
+        }
     }
 
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
-            let line = format!("{} {}  {}\n", process::id(), record.level(), record.args());
+            let line = format!("{} {:<5} {}\n", process::id(), record.level(), record.args());
             let _ = io::stderr().write_all(line.as_bytes());
         }
     }
@@ -147,6 +156,9 @@ fn command(script: &str, program: &str, options: &str, directory: &Directory) ->
     let control = directory.join("control");
     command.env(OPTIONS, format!("control={} {options}", control.display()));
     command.env(PROGRAM, program);
+    if program == "two" {
+        command.untraced(Untraced::TwoServers);
+    }
     command.env("directory", directory.path()).current_dir(directory.path());
     command
 }

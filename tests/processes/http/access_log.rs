@@ -1,16 +1,17 @@
 //! The access log: a line for each response, which no client forges and other programs read.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use crate::client::Client;
+use crate::command::Command;
 use crate::server::{BINARY, Directory, Server};
 use crate::untested::is_installed;
 
 /// Starts the command with an access log.
 fn start_with_access_log() -> Server {
     let mut command = Command::new(BINARY);
-    command.args(["--listen", "127.0.0.1:0", "--access-log"]);
+    command.args(["--listen", "127.0.0.1:0", "--access-log", "--log-level", "debug"]);
     Server::start_command(command, Directory::new())
 }
 
@@ -60,14 +61,14 @@ fn goaccess_reads_the_access_log() {
     let (format, _) = format.split_once('\'').unwrap();
     let server = start_with_access_log();
     let mut client = Client::connect(server.address).unwrap();
-    let paths = ["/hello", "/nowhere"];
-    for path in paths {
+    let mut lines = String::new();
+    for path in ["/hello", "/nowhere"] {
         client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\nUser-Agent: curl/7.88.1\r\n\r\n")).unwrap();
         client.receive().unwrap();
-        server.expect(path);
+        lines += &format!("{}\n", server.expect(&format!(" GET {path} ")));
     }
     let (log, report) = (server.directory.join("log"), server.directory.join("report.json"));
-    fs::write(&log, server.log()).unwrap();
+    fs::write(&log, lines).unwrap();
     let mut command = Command::new("goaccess");
     command.arg(&log).arg("-o").arg(&report).arg(format!("--log-format={format}"));
     command.args(["--date-format=%Y-%m-%d", "--time-format=%H:%M:%S", "--no-global-config"]);

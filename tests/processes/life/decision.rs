@@ -4,13 +4,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::client;
+use crate::command::{Command, Stderr};
 use crate::life::failed_successor::resources;
 use crate::load::{Kind, Load};
 use crate::server::{
@@ -180,7 +180,7 @@ fn is_no_link(said: &str) {
     let mut command = Command::new("sh");
     command.args(["-c", "exec 3<&0 4<&1 0</dev/null 1>&2; exec \"$@\"", "sh", BINARY]);
     command.args(["--graceful", "--listen", &address.to_string()]);
-    command.stdin(OwnedFd::from(socket)).stdout(OwnedFd::from(theirs)).stderr(Stdio::null());
+    command.stdin(OwnedFd::from(socket)).stdout(OwnedFd::from(theirs)).stderr(Stderr::Null);
     let mut child = command.spawn().unwrap();
     drop(command);
     let hello = client::get(address, "/hello").unwrap().text();

@@ -3,11 +3,11 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
 
 use nix::sys::signal::Signal;
 
 use crate::client::Client;
+use crate::command::Command;
 use crate::load::{Kind, Load};
 use crate::server::{
     BINARY, Directory, Server, exited, install, install_script, signal_process, wait_for_end, wait_until,

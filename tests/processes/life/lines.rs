@@ -3,10 +3,11 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 
+use crate::command::{Child, Command, Stderr};
 use crate::server::{
     BINARY, Directory, Gate, Held, Server, exited, expect_at_rest, expect_dead, freeze, install,
     install_script, is_alive, number_after, signal_process, wait_for_end, wait_until,
@@ -143,7 +144,7 @@ impl Line {
         shell.args(["--listen", &self.server.address.to_string()]);
         shell.arg("--control").arg(self.server.directory.join("control"));
         shell.arg("--pid-file").arg(self.server.directory.join("pid"));
-        let child = shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let child = shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stderr::Null).spawn().unwrap();
         let taker = Taker(child);
         self.server.expect(&format!("started successor {}", taker.id()));
         Some(taker)

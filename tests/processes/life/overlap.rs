@@ -4,7 +4,6 @@
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::mpsc::{self, TryRecvError};
 use std::{fs, thread};
 
@@ -13,6 +12,7 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
 use crate::client;
+use crate::command::Command;
 use crate::load::{Kind, Load};
 use crate::operations::configuration::{reload, start_with_config};
 use crate::server::{

@@ -4,13 +4,13 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::client::Client;
+use crate::command::Command;
 use crate::server::{
     BINARY, Directory, Gate, Server, exited, expect_at_rest, expect_dead, install, install_script,
     number_after, signal_process, wait_for_end, wait_until,

@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
 use handover::NonBlockingStderr;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -16,6 +16,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::client;
+use crate::command::{Child, Command, Stderr, Untraced};
 use crate::server::{
     BINARY, Directory, Server, exited, expect_dead, freeze, install, install_script, number_after,
     signal_process, wait_for_end, wait_until,
@@ -187,7 +188,8 @@ fn a_full_standard_error_blocks_nothing() {
     let (_reader, writer) = full_pipe();
     let mut command = Command::new(directory.join("program"));
     command.args(["--listen", "127.0.0.1:0", "--log-level", "debug", "--pid-file"]).arg(&pid_file);
-    command.arg("--control").arg(&control).stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
+    command.arg("--control").arg(&control).stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(Stderr::Direct(writer.into())).untraced(Untraced::Unread);
     let mut first = Started(command.spawn().unwrap());
     drop(command);
     let status = || handover::ask(&control, "status").map(|status| number_after(&status, "pid="));
@@ -232,7 +234,7 @@ fn an_embedding_program_waits_for_no_reader_of_its_log_and_each_line_is_written_
         "--nocapture",
         "limits::held_up::a_program_that_logs_more_than_is_read",
     ]);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stderr::Piped);
     let mut program = Started(command.spawn().unwrap());
     let mut output = BufReader::new(program.0.stdout.take().unwrap()).lines();
     assert!(output.any(|line| line.unwrap() == "all is logged"));
@@ -259,7 +261,8 @@ fn a_refused_process_leaves_even_if_standard_error_is_full() {
     command
         .args(["--takeover", "--listen", "192.0.2.1:1", "--control"])
         .arg(server.directory.join("control"));
-    let mut refused = Started(command.stdin(Stdio::null()).stderr(writer).spawn().unwrap());
+    command.stderr(Stderr::Direct(writer.into())).untraced(Untraced::Unread);
+    let mut refused = Started(command.stdin(Stdio::null()).spawn().unwrap());
     drop(command);
     server.expect("handover failed: successor ");
     assert_eq!(refused.status(), Some(1));

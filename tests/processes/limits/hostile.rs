@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -13,6 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
+use crate::command::{Command, Stderr, Untraced};
 use crate::load::{Kind, Load};
 use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end, wait_until};
 
@@ -262,7 +262,7 @@ fn a_log_that_nobody_reads_keeps_nobody_waiting() {
     let directory = Directory::new();
     let pid_file = directory.join("pid");
     command.env("RUST_LOG", "debug").args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(&pid_file);
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stderr(Stderr::Piped).untraced(Untraced::Unread).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     log.read_line(&mut line).unwrap();

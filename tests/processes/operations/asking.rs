@@ -5,14 +5,14 @@ use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket};
 
+use crate::command::{Child, Command, Stderr};
 use crate::server::{
     BINARY, Directory, Gate, Server, exited, freeze, install, install_script, thaw, wait_for_end, wait_until,
 };
@@ -25,7 +25,7 @@ impl Waiting {
     fn start(arguments: &[&str], control: &Path) -> Waiting {
         let mut command = Command::new(BINARY);
         command.args(arguments).arg("--control").arg(control);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stderr::Piped);
         Waiting(command.spawn().unwrap())
     }
 

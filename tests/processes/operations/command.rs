@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::{env, fs};
 
@@ -14,6 +14,8 @@ use nix::sys::signal::Signal;
 use signal_hook::iterator::Signals;
 
 use crate::client;
+use crate::command::{Command, Stderr};
+use crate::embedding::programs::log_to_standard_error;
 use crate::server::{
     BINARY, Directory, Server, exited, install_script, number_after, signal_process, wait_for_end, wait_until,
 };
@@ -24,6 +26,7 @@ const EMBEDDED: &str = "HANDOVER_TEST_EMBEDDED";
 /// A program that handles SIGUSR1 itself, and goes on when `serve` has returned.
 fn embed(control: &str) {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).unwrap();
+    log_to_standard_error();
     let mut own = Signals::new([Signal::SIGUSR1 as i32]).unwrap();
     thread::spawn(move || own.forever().for_each(|_| println!("embed: SIGUSR1")));
     for _ in 0..2 {
@@ -52,7 +55,7 @@ fn after_serve_a_signal_means_what_it_meant_before() {
             "operations::command::after_serve_a_signal_means_what_it_meant_before",
             "--nocapture",
         ]);
-        program.env(EMBEDDED, &control).stdin(Stdio::piped()).stdout(Stdio::piped());
+        program.env(EMBEDDED, &control).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stderr::Null);
         let mut program = program.spawn().unwrap();
         let mut lines = BufReader::new(program.stdout.take().unwrap()).lines().map(Result::unwrap);
         let mut expect = |text: &str| assert!(lines.any(|line| line.contains(text)), "no {text:?}");

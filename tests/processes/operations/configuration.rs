@@ -1,13 +1,13 @@
 //! The configuration file: what a reload changes, and what it leaves alone.
 
 use std::fs;
-use std::process::Command;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::client::Client;
+use crate::client::{self, Client};
+use crate::command::Command;
 use crate::load::{Kind, Load};
 use crate::server::{BINARY, Directory, Server, expect_at_rest};
 
@@ -16,8 +16,10 @@ pub fn start_with_config(content: &str, arguments: &[&str]) -> Server {
     let directory = Directory::new();
     fs::write(directory.join("config"), content).unwrap();
     let mut command = Command::new(BINARY);
-    // The configuration decides what is logged.
-    command.env("RUST_LOG", "");
+    // Or it would decide what is logged.
+    if content.contains("log-level") {
+        command.env("RUST_LOG", "");
+    }
     command.args(["--listen", "127.0.0.1:0", "--config"]).arg(directory.join("config")).args(arguments);
     Server::start_command(command, directory)
 }
@@ -49,17 +51,25 @@ fn a_reload_takes_effect_for_the_next_request_and_disturbs_no_connection() {
     assert_eq!(client.get("/").unwrap().text(), "three");
     assert!(client.rest().unwrap().is_empty());
 
-    // And the log level.
-    reload(&server, "log-level = debug");
-    server.expect("SIGUSR1: configuration reloaded");
-    assert_eq!(server.get("/"), "Hello World");
-    server.expect("GET /");
     assert_eq!(server.processes(), [server.first()]);
 }
 
 #[test]
+fn a_reload_changes_the_log_level() {
+    // As a command-line option, it would not.
+    let server = start_with_config("log-level = debug", &[]);
+    for (level, path) in [("debug", "/one"), ("info", "/two"), ("debug", "/three")] {
+        reload(&server, &format!("log-level = {level}"));
+        server.expect("SIGUSR1: configuration reloaded");
+        assert_eq!(client::get(server.address, path).unwrap().status, 404);
+    }
+    server.expect("GET /three");
+    assert!(server.log().contains("GET /one") && !server.log().contains("GET /two"), "{}", server.log());
+}
+
+#[test]
 fn a_limit_changes_in_place() {
-    let server = start_with_config("max-connections = 1\nlog-level = debug", &[]);
+    let server = start_with_config("max-connections = 1", &["--log-level", "debug"]);
     let mut busy = Client::connect(server.address).unwrap();
     busy.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n").unwrap();
     server.expect("POST /echo");

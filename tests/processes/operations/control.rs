@@ -5,14 +5,14 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::thread;
 
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
+use crate::command::Command;
 use crate::load::{Kind, Load};
 use crate::server::{
     BINARY, Directory, Server, exited, install, install_script, number_after, signal_process, wait_for_end,

@@ -4,12 +4,13 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
 
 use crate::client::{self, Target};
+use crate::command::Command;
 use crate::server::{BINARY, Directory, Server, errno_text, freeze, thaw, wait_for_end};
 
 #[test]

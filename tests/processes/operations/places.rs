@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use nix::sys::signal::Signal;
 
+use crate::command::Command;
 use crate::server::{
     BINARY, Directory, Gate, Held, Server, exited, expect_dead, install, install_script, number_after,
     signal_process, wait_for_end, wait_until,

@@ -4,12 +4,13 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{self, Command, ExitCode};
+use std::process::{self, ExitCode};
 
 use handover::{Options, Request, Response, ResponseBox, serve};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::client;
+use crate::command::Command;
 use crate::embedding::programs::{start, start_by};
 use crate::server::{BINARY, Directory, Server, exited, freeze, thaw, wait_for_end};
 use crate::untested::is_installed;

@@ -1,14 +1,15 @@
 //! Under supervisors: what they are told, and what they see.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
+use crate::command::{Child, Command, Stderr};
 use crate::load::{Kind, Load};
 use crate::server::{
     BINARY, Directory, Held, PATIENCE, Server, exited, expect_at_rest, install, install_script, number_after,
@@ -128,7 +129,7 @@ fn activated(script: &str, arguments: &[&str]) -> (Command, [String; 2]) {
 #[test]
 fn sockets_from_a_service_manager_need_no_flag() {
     let (mut command, addresses) = activated("export LISTEN_PID=$$ LISTEN_FDS=2;", &[]);
-    command.stderr(Stdio::piped());
+    command.stderr(Stderr::Piped);
     let mut child = command.spawn().unwrap();
     for address in addresses {
         let address: std::net::SocketAddr = address.parse().unwrap();
@@ -141,7 +142,7 @@ fn sockets_from_a_service_manager_need_no_flag() {
 #[test]
 fn sockets_that_are_meant_for_another_process_are_refused() {
     let (mut command, _) = activated("export LISTEN_PID=1 LISTEN_FDS=2;", &["--graceful"]);
-    let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let output = command.stderr(Stderr::Piped).spawn().unwrap().wait_with_output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.ends_with("descriptor 3: LISTEN_PID says that it is meant for process 1\n"), "{text}");
@@ -155,8 +156,9 @@ fn systemd_socket_activate_starts_it_and_it_hands_over() {
     // The port has to be known before; it is free for a moment.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut command = Command::new("systemd-socket-activate");
-    command.args(["-l", &address.to_string(), BINARY, "--graceful", "--listen", &address.to_string()]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["-E", "RUST_LOG", "-l", &address.to_string(), BINARY, "--graceful"]);
+    command.args(["--listen", &address.to_string()]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stderr::Null);
     let mut child = command.spawn().unwrap();
     let mut hello = String::new();
     let answered = || match client::get(address, "/hello") {
@@ -256,7 +258,7 @@ impl Namespace {
         }
         let mut command = Command::new("unshare");
         command.args(unshare).args(init).args([BINARY, "--control"]).arg(directory.join("control"));
-        command.args(arguments).stderr(File::create(directory.join("log")).unwrap());
+        command.args(arguments).stderr(Stderr::file(&directory.join("log")));
         let outside = command.spawn().unwrap();
         let namespace = Namespace { directory, outside };
         wait_until(|| namespace.log().contains("is ready"), || namespace.log());
@@ -264,6 +266,7 @@ impl Namespace {
     }
 
     fn log(&self) -> String {
+        self.outside.catch_up();
         fs::read_to_string(self.directory.join("log")).unwrap()
     }
 
@@ -367,13 +370,10 @@ fn runit_sees_one_process_through_handovers() {
     fs::create_dir(&service).unwrap();
     let log = directory.join("log");
     let run = service.join("run");
-    let script = format!(
-        "exec {BINARY} --stay --listen 127.0.0.1:0 --pid-file {} 2>>{}",
-        directory.join("pid").display(),
-        log.display()
-    );
+    let script =
+        format!("exec {BINARY} --stay --listen 127.0.0.1:0 --pid-file {}", directory.join("pid").display());
     install_script(&run, &script);
-    let mut supervisor = Command::new("runsv").arg(&service).spawn().unwrap();
+    let mut supervisor = Command::new("runsv").arg(&service).stderr(Stderr::file(&log)).spawn().unwrap();
     let read = || fs::read_to_string(&log).unwrap_or_default();
     wait_until(|| read().contains("is ready"), read);
     let text = read();

@@ -2,11 +2,12 @@
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use nix::sys::signal::Signal;
 
 use crate::client;
+use crate::command::{Child, Command, Stderr};
 use crate::load::{Kind, Load};
 use crate::server::{
     BINARY, Directory, Gate, Held, install_script, number_after, signal_process, wait_until,
@@ -40,7 +41,7 @@ impl Supervisor {
              [rpcinterface:supervisor]\n\
              supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\
              [supervisorctl]\nserverurl=unix://{path}/socket\n\
-             [program:handover]\nstderr_logfile={path}/log\nstopwaitsecs=25\n{settings}\n\
+             [program:handover]\nstderr_logfile=/dev/stderr\nstderr_logfile_maxbytes=0\nstopwaitsecs=25\n{settings}\n\
              command={BINARY} --stay --listen 127.0.0.1:0 --pid-file {path}/pid\n"
         );
         fs::write(directory.join("configuration"), configuration).unwrap();
@@ -62,7 +63,7 @@ impl Supervisor {
         fs::write(service.join("notification-fd"), "3\n").unwrap();
         let path = directory.path().display();
         let program = format!("{BINARY} --stay --ready-fd 3 --listen 127.0.0.1:0 --pid-file {path}/pid");
-        install_script(&service.join("run"), &format!("{first}\nexec {program} 2>>{path}/log"));
+        install_script(&service.join("run"), &format!("{first}\nexec {program}"));
         let mut command = Command::new("s6-svscan");
         command.arg(directory.join("services"));
         Some(Supervisor::start(command, directory, Supervises::S6))
@@ -70,7 +71,7 @@ impl Supervisor {
 
     fn start(mut command: Command, directory: Directory, kind: Supervises) -> Supervisor {
         let said = File::create(directory.join("said")).unwrap();
-        command.stdin(Stdio::null()).stdout(said.try_clone().unwrap()).stderr(said);
+        command.stdin(Stdio::null()).stdout(said).stderr(Stderr::file(&directory.join("log")));
         Supervisor { process: command.spawn().unwrap(), directory, kind }
     }
 
@@ -131,7 +132,8 @@ impl Supervisor {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+        self.process.catch_up();
+        fs::read_to_string(self.directory.join("log")).unwrap()
     }
 
     /// Waits until a text has been logged so many times.

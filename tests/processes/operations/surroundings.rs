@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use crate::client;
+use crate::command::{Child, Command, Stderr, Untraced};
 use crate::server::{
     BINARY, Directory, Server, errno_text, exited, install, install_script, number_after, signal_process,
     wait_for_end,
@@ -165,11 +166,10 @@ fn socket_activated(arguments: &[&str]) -> (Child, SocketAddr) {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let mut command = Command::new("sh");
-    command.env("RUST_LOG", "info");
     // Standard input is the one descriptor that Command passes on as it is.
     command.args(["-c", "exec 3<&0 4<&- 0</dev/null; exec \"$@\"", "sh", BINARY, "--graceful"]);
     command.args(["--listen", &address.to_string()]).args(arguments);
-    command.stdin(Stdio::from(std::os::fd::OwnedFd::from(socket))).stderr(Stdio::piped());
+    command.stdin(Stdio::from(std::os::fd::OwnedFd::from(socket))).stderr(Stderr::Piped);
     (command.spawn().unwrap(), address)
 }
 
@@ -207,7 +207,7 @@ fn a_closed_log_does_not_end_the_process() {
     let directory = Directory::new();
     let pid_file = directory.join("pid");
     command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(&pid_file);
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stderr(Stderr::Piped).untraced(Untraced::Unread).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     log.read_line(&mut line).unwrap();

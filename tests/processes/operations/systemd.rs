@@ -1,16 +1,16 @@
 //! The unit as it is delivered, under a real systemd: a user instance in namespaces of its own.
 
 use std::fs;
-use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, Command, Output, Stdio};
+use std::process::{self, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::Signal;
 
 use crate::client;
+use crate::command::{Child, Command, DIRECTIVES, Stderr};
 use crate::limits::resources::ask;
 use crate::load::{Kind, Load};
 use crate::server::{
@@ -51,6 +51,8 @@ struct Manager {
     inside: u32,
     group: String,
     address: SocketAddr,
+    /// Where all that is logged is kept.
+    directory: Directory,
 }
 
 impl Manager {
@@ -64,7 +66,8 @@ impl Manager {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]);
         command.args(["sh", "-c", SCRIPT, "sh", &group]).stdin(Stdio::piped()).stdout(Stdio::null());
-        let mut outside = command.stderr(Stdio::piped()).spawn().unwrap();
+        let directory = Directory::new();
+        let mut outside = command.stderr(Stderr::file(&directory.join("log"))).spawn().unwrap();
         let children = format!("/proc/{0}/task/{0}/children", outside.id());
         let mut inside = None;
         let is_prepared = || {
@@ -75,20 +78,21 @@ impl Manager {
         };
         wait_until(is_prepared, || "the namespaces are not prepared".to_owned());
         if outside.try_wait().unwrap().is_some() {
-            let mut reason = String::new();
-            outside.stderr.unwrap().read_to_string(&mut reason).unwrap();
+            outside.catch_up();
+            let reason = fs::read_to_string(directory.join("log")).unwrap();
             untested(&format!("no systemd of its own is to be had: {reason}"));
             return None;
         }
         // The port has to be known before; it is free for a moment.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut manager = Manager { outside, inside: inside.unwrap(), group, address };
+        let mut manager = Manager { outside, inside: inside.unwrap(), group, address, directory };
         for (name, unit) in UNITS {
             let unit = unit.replace(PROGRAM, "/run/program").replace(ADDRESS, &address.to_string());
             fs::write(manager.path("/run/units").join(name), unit).unwrap();
         }
         fs::create_dir(manager.path("/run/units/handover.service.d")).unwrap();
-        let here = "[Service]\nStandardError=append:/run/log\n";
+        let here =
+            format!("[Service]\nStandardError=append:/proc/1/fd/2\nEnvironment=RUST_LOG={DIRECTIVES}\n");
         fs::write(manager.path("/run/units/handover.service.d/here.conf"), here).unwrap();
         install(&manager.path("/run/program"));
         // It begins when it reads the end of this.
@@ -126,7 +130,8 @@ impl Manager {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.path("/run/log")).unwrap_or_default()
+        self.outside.catch_up();
+        fs::read_to_string(self.directory.join("log")).unwrap()
     }
 
     /// The serving process, as it is known in its namespace.

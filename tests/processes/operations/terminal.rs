@@ -3,13 +3,14 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use nix::sys::signal::Signal;
 
 use crate::client;
+use crate::command::{Child, Command, Stderr};
 use crate::server::{
     BINARY, Directory, expect_at_rest, expect_dead, number_after, signal_process, wait_until,
 };
@@ -41,7 +42,7 @@ impl Terminal {
         let directory = Directory::new();
         let mut script = Command::new("script");
         script.args(["--quiet", "--command", &format!("exec {shell} -i"), "/dev/null"]);
-        script.current_dir(directory.path()).env_remove("ENV");
+        script.current_dir(directory.path()).env_remove("ENV").stderr(Stderr::file(&directory.join("log")));
         let mut script = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let screen = Arc::new(Mutex::new(String::new()));
         let (mut output, shown) = (script.stdout.take().unwrap(), Arc::clone(&screen));
@@ -51,11 +52,13 @@ impl Terminal {
                 *shown.lock().unwrap() += &String::from_utf8_lossy(&piece[..length]);
             }
         });
+        // Standard error of script(1), which is not the terminal.
+        let log = format!("/proc/{}/fd/2", script.id());
         let mut terminal = Terminal { keyboard: script.stdin.take().unwrap(), script, directory, screen };
         // As it is typed, it is no prompt.
         terminal.press(&format!("PS1='{}''{}'\n", &PROMPT[..4], &PROMPT[4..]));
         terminal.expect_prompts(1);
-        terminal.press(&format!("{command} --listen 127.0.0.1:0 --pid-file pid 2>>log\n"));
+        terminal.press(&format!("{command} --listen 127.0.0.1:0 --pid-file pid 2>>{log}\n"));
         terminal.expect_in_log("is ready");
         terminal
     }
@@ -80,7 +83,8 @@ impl Terminal {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+        self.script.catch_up();
+        fs::read_to_string(self.directory.join("log")).unwrap()
     }
 
     fn expect_in_log(&self, text: &str) {

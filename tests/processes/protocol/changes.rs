@@ -7,13 +7,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client, Target};
+use crate::command::Command;
 use crate::load::{Kind, Load};
 use crate::server::{
     BINARY, Directory, Gate, Server, exited, expect_at_rest, expect_dead, freeze, install, install_script,

@@ -3,10 +3,10 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::process::Command;
 
 use nix::sys::signal::Signal;
 
+use crate::command::Command;
 use crate::server::{Directory, Server, exited, install, signal_process, wait_for_end};
 
 fn executable(pid: u32) -> PathBuf {

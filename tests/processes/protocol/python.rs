@@ -1,10 +1,9 @@
 //! Each side of a handover in another language, written by the page man/handover.7 alone.
 
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Command;
 
 use crate::client::Client;
+use crate::command::Command;
 use crate::load::{Kind, Load};
 use crate::server::{
     BINARY, Directory, Server, exited, expect_dead, install_script, number_after, wait_for_end,

@@ -4,15 +4,15 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::client;
+use crate::command::{Child, Command, Stderr};
 use crate::server::{BINARY, Directory, Server, exited, is_alive, number_after, wait_for_end};
 
 fn unix(path: &Path) -> String {
@@ -105,7 +105,7 @@ impl Activated {
         let script = format!("exec 3<&0 0</dev/null; {script} exec \"$@\"");
         command.args(["-c", &script, "sh", BINARY, "--listen", &unix(path)]).args(arguments);
         command.stdin(Stdio::from(OwnedFd::from(UnixListener::bind(path).unwrap())));
-        let first = command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let first = command.process_group(0).stdout(Stdio::null()).stderr(Stderr::Null).spawn().unwrap();
         Activated { serving: first.id(), first }
     }
 }
@@ -122,7 +122,7 @@ impl Drop for Activated {
 fn the_socket_of_a_service_manager_is_left_in_its_place() {
     let directory = Directory::new();
     let (path, control) = (directory.join("socket"), directory.join("control"));
-    for (script, argument) in [("export LISTEN_PID=$$ LISTEN_FDS=1;", "--access-log"), ("", "--graceful")] {
+    for (script, argument) in [("export LISTEN_PID=$$ LISTEN_FDS=1;", "--no-move"), ("", "--graceful")] {
         for handovers in 0..3 {
             let mut server =
                 Activated::start(&path, script, &[argument, "--control", control.to_str().unwrap()]);

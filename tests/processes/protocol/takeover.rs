@@ -5,11 +5,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use nix::sys::signal::Signal;
 
 use crate::client;
+use crate::command::{Command, Stderr};
 use crate::load::{Kind, Load};
 use crate::server::{BINARY, Directory, Server, exited, signal_process, wait_for_end, wait_until};
 
@@ -213,7 +214,7 @@ fn two_that_take_over_at_once_are_served_one_after_the_other_or_refused() {
     let load = Load::start(server.address, &[Kind::Close, Kind::Naive], 2);
     let spawn = || {
         let mut command = command(&server.address.to_string(), &control);
-        command.arg("--takeover").stderr(std::process::Stdio::null()).spawn().unwrap()
+        command.arg("--takeover").stderr(Stderr::Null).spawn().unwrap()
     };
     let mut both = [spawn(), spawn()];
     assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
