@@ -22,7 +22,7 @@ mod life {
     mod handover;
     mod last_words;
     mod lines;
-    mod overlap;
+    pub mod overlap;
     mod stay;
 }
 

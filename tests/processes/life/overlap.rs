@@ -200,7 +200,7 @@ fn two_that_overlap_and_are_both_stopped_leave_nothing() {
 }
 
 /// Both processes of an overlap, as `/hello` names them.
-fn both_answer(server: &Server, old: u32, new: u32) {
+pub fn both_answer(server: &Server, old: u32, new: u32) {
     let mut seen = (false, false);
     // Which of them takes a connection is not ours to say; that one never does is out of the question.
     for _ in 0..10_000 {
