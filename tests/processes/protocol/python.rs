@@ -107,6 +107,43 @@ fn expect_succession(server: &Server, client: &mut Client, old: u32) {
 }
 
 #[test]
+fn a_successor_of_thirty_lines_is_enough() {
+    if !is_installed("python3") {
+        return;
+    }
+    let server = Server::start_replaceable(&PATIENT);
+    let load = Load::start(server.address, &KINDS, 2);
+    let mut client = client_of(server.address, server.first());
+    let script = format!("exec python3 -B \"{}\"", script("shortest_successor.py").display());
+    install_script(&server.program(), &script);
+    server.hand_over();
+    expect_succession(&server, &mut client, server.first());
+    load.stop();
+}
+
+#[test]
+fn a_predecessor_of_thirty_lines_is_enough() {
+    if !is_installed("python3") {
+        return;
+    }
+    let directory = Directory::new();
+    let mut command = python("shortest_predecessor.py", "");
+    command.arg(directory.join("program"));
+    let server = Server::start_command(command, directory);
+    let load = Load::start(server.address, &[Kind::Close], 2);
+    // One that fails changes nothing.
+    install_script(&server.program(), "echo failed >&2; exit 1");
+    server.signal_first(Signal::SIGUSR2);
+    server.expect("failed");
+    assert_eq!(server.hello(), server.first());
+    install_script(&server.program(), &format!("exec {BINARY} --listen {}", server.address));
+    let successor = hand_over_to_command(&server);
+    assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
+    assert_eq!(server.hello(), successor);
+    load.stop();
+}
+
+#[test]
 fn a_program_in_python_succeeds_the_command_and_nothing_is_lost() {
     if !is_installed("python3") {
         return;
