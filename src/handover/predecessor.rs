@@ -88,6 +88,11 @@ impl Predecessor {
         self.is_parent
     }
 
+    /// How many descriptors it takes until it has ended.
+    pub(crate) fn descriptors(&self) -> usize {
+        1 + self.moving.iter().count() + self.above.iter().count()
+    }
+
     /// Its process ID, as it is seen from here: 0 if it lies in a namespace where it cannot be seen.
     pub(crate) fn pid(&self) -> i32 {
         getsockopt(&self.link, sockopt::PeerCredentials).map_or(0, |peer| peer.pid())

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem;
+use std::os::fd::AsFd;
 use std::process;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,6 +24,7 @@ use crate::operations::systemd;
 use crate::operations::waiting::Waiting;
 use crate::process::Process;
 use crate::server::Connections;
+use crate::server::capacity;
 use crate::server::listener::Given;
 use crate::service::Service;
 use crate::status::{State, Status};
@@ -35,6 +37,8 @@ impl Server {
         service: Service,
     ) -> Result<Process, Error> {
         sockets::check(&self.listeners, &self.unwanted, predecessor)?;
+        descriptors::raise_limit();
+        self.check_descriptors(predecessor).map_err(|reason| Error::new("serve", reason))?;
         let mut keeper = Keeper::default();
         let stays = self.options.stay || process::id() == 1 || systemd::is_there();
         if stays && !is_started_by(predecessor) {
@@ -54,11 +58,21 @@ impl Server {
         Ok(process)
     }
 
+    /// Checks that this process will be able to hand over.
+    fn check_descriptors(&self, predecessor: &Option<Predecessor>) -> Result<(), String> {
+        // A file for the state, and its duplicate.
+        let state = if self.publisher.handed_on_state().is_some() { 2 } else { 0 };
+        let handed = self.listeners.len() + self.named.len() + state;
+        let of_predecessor = predecessor.as_ref().map_or(0, Predecessor::descriptors);
+        let spare =
+            of_predecessor + self.unwanted.len() + self.inherited.len() + self.ready_fd.iter().count();
+        capacity::check(self.listeners[0].as_fd(), handed, self.options.control.is_some(), spare)
+    }
+
     /// Opens everything else that this process needs.
     fn prepare(self, predecessor: Option<i32>, keeper: Keeper, service: Service) -> Result<Process, Error> {
         let Server { options, program, listeners, named, limits, events, publisher, .. } = self;
         let Service { protocol, serve, reload } = service;
-        descriptors::raise_limit();
         descriptors::share_arena_if_limited();
 
         let signals = signals(&events).map_err(|error| Error::new("handle signals", error))?;

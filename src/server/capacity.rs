@@ -4,6 +4,8 @@
 
 use std::fmt;
 use std::fs;
+use std::iter;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -11,6 +13,14 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 /// The descriptors of a process beside its connections and listening sockets: its own, those of a handover,
 /// and those of the clients of the control socket.
 const DESCRIPTORS: u64 = 36;
+/// How many of them a process opens that has its listening sockets, with one for a connection: for signals and
+/// connections.
+const OWN: usize = 8;
+/// Those of a control socket, with one for a client.
+const CONTROL: usize = 4;
+/// Both ends of the two sockets of a handover, and the duplicates of two for the child. musl's posix_spawn(3) has a
+/// pipe, too.
+const HANDOVER: usize = if cfg!(target_env = "musl") { 8 } else { 6 };
 /// The threads of a process beside those of its connections, with one for a reload, and those that move
 /// connections.
 const THREADS: u64 = 8;
@@ -70,6 +80,26 @@ impl Capacity {
         let capacities = limits.into_iter().flatten().map(|limit| (limit.connections(), limit));
         let (connections, limit) = capacities.min_by_key(|&(connections, _)| connections)?;
         Some(Capacity { connections, limit })
+    }
+}
+
+/// Checks that the limit of descriptors, of which `any` is one, leaves room for a connection and for a handover of
+/// this number of them. So many that are open now will be closed by then.
+pub(crate) fn check(
+    any: BorrowedFd<'_>,
+    handed: usize,
+    has_control: bool,
+    spare: usize,
+) -> Result<(), String> {
+    let control = if has_control { CONTROL } else { 0 };
+    let needed = (OWN + HANDOVER + handed + control).saturating_sub(spare);
+    let duplicates = iter::repeat_with(|| any.try_clone_to_owned()).map_while(Result::ok).take(needed);
+    let missing = (needed - duplicates.collect::<Vec<_>>().len()) as u64;
+    match own(Resource::RLIMIT_NOFILE) {
+        Some(limit) if missing > 0 => {
+            Err(format!("RLIMIT_NOFILE is {limit}, at least {} are needed", limit + missing))
+        }
+        _ => Ok(()),
     }
 }
 

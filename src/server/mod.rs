@@ -4,7 +4,7 @@
 
 mod acceptor;
 pub(crate) mod address;
-mod capacity;
+pub(crate) mod capacity;
 pub(crate) mod connection;
 pub(crate) mod listener;
 pub(crate) mod pace;

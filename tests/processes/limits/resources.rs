@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process;
+use std::process::{self, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
@@ -15,7 +15,8 @@ use nix::sys::signal::Signal;
 use crate::client::Client;
 use crate::command::Command;
 use crate::server::{
-    Directory, Server, errno_text, exited, expect_at_rest, install, number_after, wait_for_end, wait_until,
+    BINARY, Directory, Server, errno_text, exited, expect_at_rest, install, number_after, wait_for_end,
+    wait_until,
 };
 use crate::untested::untested;
 
@@ -221,6 +222,56 @@ fn passes(server: &Server, lack: &str, plenty: &str, reason: &str) {
     let successor = server.hand_over();
     finish(clients);
     assert_eq!(server.hello(), successor);
+}
+
+/// With the first limit, one connection and a handover fit, and with one less none does.
+#[test]
+fn a_limit_that_is_too_low_for_one_connection_and_a_handover_is_refused_with_the_least_that_is_not() {
+    for with_control in [false, true] {
+        let directory = Directory::new();
+        let command = |most: u32| {
+            let mut command = Command::new("bash");
+            command.args(["-c", &format!("ulimit -n {most}; exec \"$@\""), "bash", BINARY]);
+            command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(directory.join("pid"));
+            command.args(with_control.then_some("--control"));
+            command.args(with_control.then(|| directory.join("control"))).stdin(Stdio::null());
+            command
+        };
+        let refusal = |most: u32| {
+            let output = command(most).output().unwrap();
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{text}");
+            text.lines().last().unwrap().to_owned()
+        };
+        let least = number_after(&refusal(12), "RLIMIT_NOFILE is 12, at least ");
+        let few = least - 1;
+        let expected = format!("handover: cannot serve: RLIMIT_NOFILE is {few}, at least {least} are needed");
+        assert_eq!(refusal(few), expected);
+
+        let (command, control) = (command(least), directory.join("control"));
+        let server = Server::start_command(command, directory);
+        let restart = || match with_control {
+            true => drop(ask(&control, "restart")),
+            false => server.signal(Signal::SIGUSR2),
+        };
+        // Such a limit would have been too low.
+        let mut held = server.hold();
+        limit(server.first(), &format!("--nofile={few}:{least}"));
+        restart();
+        let reason = server.expect("handover failed: cannot start ");
+        assert!(reason.ends_with(&errno_text(Errno::EMFILE)), "{reason}");
+        limit(server.first(), &format!("--nofile={least}"));
+        for _ in 0..2 {
+            let old = server.serving();
+            restart();
+            let new = server.expect_handover();
+            held.finish();
+            assert!(wait_for_end(old).is_none_or(|end| Some(end) == exited(old, 0)));
+            wait_until(|| server.hello() == new, || server.log());
+            held = server.hold();
+        }
+        held.finish();
+    }
 }
 
 /// What the manual tells an operator to do.
