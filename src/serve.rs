@@ -183,10 +183,10 @@ impl Server {
     /// Opens what a successor finds under certain numbers, before anything else gets these. The predecessor is
     /// reported as soon as it is known.
     fn open(options: Options, predecessor: &mut Option<Predecessor>) -> Result<Server, Error> {
-        let program = Program::of_successor(options.program.as_deref(), options.arguments.as_deref())
-            .map_err(|error| Error::new("find out which program this is", error))?;
         let mut new_files = NewFiles::default();
         let (listeners, unwanted) = sockets::open(&options, predecessor, &mut new_files)?;
+        let program = Program::of_successor(options.program.as_deref(), options.arguments.as_deref())
+            .map_err(|error| Error::new("find out which program this is", error))?;
         let ready_fd =
             options.ready_fd.filter(|_| !is_started_by(predecessor)).map(ReadyFd::open).transpose()?;
         let limits = Arc::new(Mutex::new(options.limits));

@@ -53,8 +53,10 @@ impl Server {
         new_files.keep();
         ready_fd.into_iter().for_each(ReadyFd::report);
         let Status { version, executable, .. } = process.publisher.status();
-        let version = if version.is_empty() { version } else { format!(" version {version},") };
-        log::info!("process {} is ready,{version} {}", process::id(), executable.display());
+        let version = if version.is_empty() { version } else { format!(", version {version}") };
+        let executable = executable.display().to_string();
+        let executable = if executable.is_empty() { executable } else { format!(", {executable}") };
+        log::info!("process {} is ready{version}{executable}", process::id());
         Ok(process)
     }
 

@@ -7,7 +7,11 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 
 use crate::command::Command;
-use crate::server::{Directory, Server, exited, install, signal_process, wait_for_end};
+use crate::embedding::programs;
+use crate::server::{
+    BINARY, Directory, Server, exited, install, install_script, signal_process, wait_for_end,
+};
+use crate::untested::untested;
 
 fn executable(pid: u32) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/exe")).unwrap()
@@ -56,6 +60,42 @@ fn goes_forward_and_back(command: Command, directory: Directory) {
 
 fn arguments(command: &mut Command, directory: &Directory) {
     command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(directory.join("pid"));
+}
+
+/// A script that puts an empty directory over /proc, and then runs this.
+fn without_proc(command: &str) -> Option<String> {
+    let script = |command: &str| {
+        format!("exec unshare --mount sh -c 'mount -t tmpfs none /proc && exec \"$@\"' sh {command}")
+    };
+    let probe = Command::new("sh").args(["-c", &script("true")]).output();
+    let is_allowed = probe.is_ok_and(|output| output.status.success());
+    if !is_allowed {
+        untested("unshare --mount is not allowed");
+    }
+    is_allowed.then(|| script(command))
+}
+
+#[test]
+fn a_candidate_that_does_not_find_out_which_program_it_is_gives_the_reason() {
+    let server = Server::start_replaceable(&[]);
+    let Some(script) = without_proc(&format!("{BINARY} \"$@\"")) else { return };
+    install_script(&server.program(), &script);
+    let answer = handover::ask(&server.directory.join("control"), "restart").unwrap();
+    let reason = "exited with status 1 before it was ready: cannot find out which program this is: ";
+    assert!(answer.contains(reason), "{answer}");
+    assert_eq!(server.hello(), server.first());
+}
+
+#[test]
+fn a_process_that_does_not_know_its_file_names_none_when_it_is_ready() {
+    let server = programs::start("hello", "other-successor");
+    let own = "--ignored --exact embedding::programs::embedding_program --nocapture";
+    let Some(script) = without_proc(&format!("{} {own}", server.program().display())) else { return };
+    install_script(&server.directory.join("other"), &script);
+    let new = server.hand_over();
+    let line = server.expect(&format!("process {new} is ready"));
+    assert!(line.ends_with(" is ready"), "{line}");
+    assert_eq!(server.hello(), new);
 }
 
 #[test]
