@@ -86,7 +86,7 @@ pub(crate) struct Process {
     pub(crate) named: Named,
     pub(crate) places: Places,
     pub(crate) predecessor: Option<Predecessor>,
-    /// The clients that wait for its end.
+    /// The clients that wait for its end, or for that of a handover.
     pub(crate) waiting: Waiting,
     /// What moves connections from another process to this one, and back.
     pub(crate) mover: Option<Mover>,
@@ -253,8 +253,7 @@ impl Process {
                     self.places.clear_aside();
                 }
             }
-            let predecessors = self.publish(state);
-            self.waiting.answer(state, predecessors);
+            self.waiting.answer(state, self.publish(state));
             let predecessor = self.predecessor.as_ref().map(Predecessor::link);
             match self.events.next(deadline, [successor, predecessor], self.waiting.clients()) {
                 Event::Asked(by, Action::Status) => by.answer(Ok(self.publisher.status().to_string())),

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, UnixAddr, connect, getsockopt, sockopt};
 use nix::unistd::geteuid;
 
+use super::place::aside;
 use crate::handover::link::send_all;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::takeover;
@@ -59,14 +60,16 @@ impl Asked {
         send_all(&self.connection, format!("{request}\n").as_bytes())
     }
 
-    /// Whether it shows a sign of life, on another connection.
+    /// Whether it shows a sign of life, on another connection: there, or aside if it has been succeeded.
     fn lives(&self, path: &Path) -> bool {
         let answers = |other: Asked| {
             other.connection.set_read_timeout(Some(LIMIT - 2 * PAUSE))?;
             other.send("status")?;
             (&other.connection).read(&mut [0])
         };
-        let other = Asked::connect(path).ok().filter(|other| other.pid == self.pid);
+        let paths = [path.to_owned(), aside(path)];
+        let mut others = paths.iter().filter_map(|path| Asked::connect(path).ok());
+        let other = others.find(|other| other.pid == self.pid);
         other.map(answers).is_some_and(|read| read.is_ok_and(|count| count > 0))
     }
 }
@@ -90,7 +93,8 @@ fn silent(pid: i32) -> io::Error {
 
 /// Asks the process that serves a control socket for `status`, `restart`, `reload`, `stop` or `wait`, and waits
 /// for its answer, which is one line: it begins with `error:` if the request was not fulfilled. The answer to
-/// `restart` comes when it is decided whether the successor serves, that to `wait` when no predecessor drains.
+/// `restart` comes when it is decided whether the successor serves, that to `wait` when no handover is
+/// under way and no process of one drains.
 ///
 /// # Errors
 ///

@@ -130,7 +130,7 @@ impl Place {
     }
 
     fn aside(&self) -> PathBuf {
-        with_suffix(&self.path, ".old")
+        aside(&self.path)
     }
 
     fn is_mine(&self, path: &Path) -> bool {
@@ -158,6 +158,11 @@ impl Drop for Place {
             self.remove(path);
         }
     }
+}
+
+/// Where the file of a predecessor is.
+pub(super) fn aside(path: &Path) -> PathBuf {
+    with_suffix(path, ".old")
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

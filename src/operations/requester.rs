@@ -21,7 +21,7 @@ pub(crate) enum Action {
     Reload,
     /// To report its state.
     Status,
-    /// To answer when its predecessor has ended.
+    /// To answer when no handover is under way, and nothing drains.
     Wait,
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum Requester {
     Client(Client),
     /// A client of the control socket that asks for a restart with itself as the successor.
     Candidate(UnixStream),
-    /// A client of the control socket that waits for the end of the predecessor.
+    /// A client of the control socket that waits for the end of a handover.
     Waiting(UnixStream),
 }
 

@@ -1,4 +1,4 @@
-//! The clients of the control socket that wait for the end of the predecessor.
+//! The clients of the control socket that wait for the end of a handover.
 
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
@@ -25,12 +25,12 @@ impl Waiting {
         &self.0
     }
 
-    /// Answers them if there is nothing to wait for.
+    /// Answers them if there is nothing to wait for: no handover is under way, and nothing drains.
     pub(crate) fn answer(&mut self, state: State, predecessors: usize) {
-        let answer = match (state.serves(), predecessors) {
-            (false, _) => Err("refused, this process does not serve".to_owned()),
-            (true, 0) => Ok("ok".to_owned()),
-            (true, _) => return,
+        let answer = match (state, predecessors) {
+            (State::Stopping, _) => Err("refused, this process does not serve".to_owned()),
+            (State::Running, 0) | (State::Keeping | State::Ended, _) => Ok("ok".to_owned()),
+            _ => return,
         };
         self.0.drain(..).for_each(|client| Requester::Waiting(client).answer(answer.clone()));
     }

@@ -52,6 +52,7 @@ impl Process {
         let begin = Instant::now();
         self.connections.expect_no_arrivals();
         self.publish(State::Stopping);
+        self.waiting.answer(State::Stopping, 0);
         while !self.is_drained() {
             match self.next(State::Stopping, Some(deadline), None) {
                 Event::Asked(by, Action::Stop) if begin.elapsed() < SAME_STOP => {
@@ -75,6 +76,8 @@ impl Process {
     }
 
     pub(super) fn keep(&mut self) -> Phase {
+        // What they have waited for here is over.
+        self.waiting.answer(State::Ended, 0);
         if self.keeper.has_members() {
             log::info!("process {} stays until the last of its successors has ended", process::id());
             self.places.withdraw();

@@ -70,6 +70,7 @@ mod operations {
     mod surroundings;
     mod systemd;
     mod terminal;
+    mod waiting;
 }
 
 /// Programs that embed the library.
