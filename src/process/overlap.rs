@@ -40,7 +40,7 @@ impl Process {
                 None => continue,
                 Some(News::Serving) => {
                     self.count_handover();
-                    requester.answer(Ok(format!("ok {pid}")));
+                    requester.answer(Ok(format!("ok {pid}{}", self.warn_of_closing(&successor))));
                     if mode == Mode::Alone {
                         let mover = successor.mover();
                         return Phase::Drain(Some(successor), mover);
@@ -61,6 +61,19 @@ impl Process {
             requester.answer(Err(reason));
             return phase;
         }
+    }
+
+    /// Warns of the addresses on which the successor does not listen, and returns what the answer says of them.
+    fn warn_of_closing(&self, successor: &Successor) -> String {
+        let (pid, without) = (successor.pid(), successor.without());
+        let listeners = self.connections.listeners().iter().enumerate();
+        let closing = listeners.filter(|(index, _)| without.contains(index));
+        let addresses = closing.map(|(_, listener)| listener.address());
+        addresses.fold(String::new(), |answer, address| {
+            log::warn!("successor {pid} does not listen on {address}, which is closed with this process");
+            let before = if answer.is_empty() { " without" } else { &answer };
+            format!("{before} {}", address.to_word())
+        })
     }
 
     /// In an overlap a stop means this process only, unless a supervisor watches it, or the successor has

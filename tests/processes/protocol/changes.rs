@@ -129,6 +129,34 @@ fn sockets_that_are_still_asked_for_are_passed_on_and_others_opened_and_closed()
     assert_eq!(server.files(), ["config"]);
 }
 
+#[test]
+fn a_successor_that_listens_elsewhere_is_reported_by_its_predecessor() {
+    let control = |directory: &Directory| format!("control = {}\n", directory.join("control").display());
+    let server = Configured::start(
+        |directory| {
+            let socket = directory.join("a socket");
+            control(directory) + &format!("listen = unix:{}\nlisten = 127.0.0.2:0", socket.display())
+        },
+        &[],
+    );
+    let old = server.first();
+    let [_, Target::Unix(path), Target::Network(other)] = &server.targets()[..] else { panic!() };
+    server.configure(&control(&server.directory));
+    let answer = handover::ask(&server.path("control"), "restart").unwrap();
+    let new = server.expect_handover();
+    for address in [format!("unix:{}", path.display()), other.to_string()] {
+        let expected = format!("{old} WARN  successor {new} does not listen on {address}, which is closed");
+        server.expect(&expected);
+    }
+    let path = path.display().to_string().replace(' ', "%20");
+    assert_eq!(answer, format!("ok {new} without unix:{path} {other}"));
+    // It says nothing of what it listens on.
+    assert_eq!(server.log().matches("does not listen on").count(), 2, "{}", server.log());
+    let last = server.hand_over();
+    assert_eq!(server.log().matches("does not listen on").count(), 2, "{}", server.log());
+    assert_eq!(server.hello(), last);
+}
+
 /// They have been accepted by nobody, and came while, or before, the address was given up.
 #[test]
 fn clients_that_wait_at_a_socket_that_is_given_up_are_answered() {
