@@ -38,7 +38,7 @@ impl Service {
         Service {
             protocol: format!("stream:{} ", percent::word(protocol.as_bytes())),
             serve: Box::new(move |connection| stream::serve(connection, &function, &current)),
-            reload: Arc::new(|_| Ok(())),
+            reload: Arc::new(|_| Err("the program has nothing to reload".to_owned())),
         }
     }
 }

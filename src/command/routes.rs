@@ -79,6 +79,9 @@ impl Handler for Routes {
     }
 
     fn reload(&self, options: &mut Options) -> Result<(), String> {
+        if !self.command_line.has_file() {
+            return Err("there is no configuration file to read".to_owned());
+        }
         let settings = self.command_line.settings()?;
         logging::apply(&settings);
         *self.message.write().unwrap_or_else(PoisonError::into_inner) = body(&settings.message);

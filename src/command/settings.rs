@@ -72,11 +72,19 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Asked, lexopt::Error> {
 }
 
 impl CommandLine {
+    pub(crate) fn has_file(&self) -> bool {
+        self.file().is_some()
+    }
+
+    fn file(&self) -> Option<&Entry> {
+        self.0.iter().rfind(|entry| entry.flag.name() == "config")
+    }
+
     /// What the configuration file, as it is now, and the command line set together. An error says where,
     /// what is wrong, and what was expected.
     pub(crate) fn settings(&self) -> Result<Settings, String> {
         let mut settings = Settings::default();
-        if let Some(config) = self.0.iter().rfind(|entry| entry.flag.name() == "config") {
+        if let Some(config) = self.file() {
             let (entries, end) = read_file(config.value.as_ref())?;
             // What is wrong with a value is reported before what is wrong with a line behind it.
             settings.apply(&entries)?;

@@ -33,10 +33,10 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     ///
     /// What is wrong, in one line, for the log and for the client of the control socket. `options` are then
-    /// discarded, as they are after a panic.
+    /// discarded, as they are after a panic. Unless a handler says otherwise, there is nothing to reload.
     fn reload(&self, options: &mut Options) -> Result<(), String> {
         let _ = options;
-        Ok(())
+        Err("the program has nothing to reload".to_owned())
     }
 }
 

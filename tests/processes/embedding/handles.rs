@@ -99,7 +99,8 @@ fn two_servers_in_one_process_have_a_handle_each_and_share_its_signals() {
     let addresses: Vec<std::net::SocketAddr> = addresses.map(|address| address.parse().unwrap()).collect();
     let [first, second] = addresses[..] else { panic!("{listening}") };
     assert!(client::get(first, "/status").unwrap().text().contains(" state=running "));
-    assert_eq!(client::get(first, "/reload").unwrap().text(), "ok");
+    let reason = "cannot reload: nothing is changed: the program has nothing to reload";
+    assert_eq!(client::get(first, "/reload").unwrap().text(), reason);
     // Its own ends with its last response.
     let status = client::get(second, "/stop").unwrap().text();
     assert!(status.contains(" state=stopping ") && status.contains(" in-flight=1 "), "{status}");

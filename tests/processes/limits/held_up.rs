@@ -96,7 +96,7 @@ fn an_unread_notification_socket_blocks_nothing() {
     command.arg(directory.join("pid")).arg("--control").arg(directory.join("control"));
     let server = Server::start_command(command, directory);
     server.signal(Signal::SIGUSR1);
-    server.expect("configuration reloaded");
+    server.expect("SIGUSR1: nothing is changed: ");
     let held = server.hold();
     let successor = server.hand_over();
     signal_process(successor, Signal::SIGKILL);

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
 use crate::command::Command;
+use crate::embedding::programs;
 use crate::load::{Kind, Load};
 use crate::server::{
     BINARY, Directory, Server, exited, install, install_script, number_after, signal_process, wait_for_end,
@@ -179,6 +180,20 @@ fn a_reload_is_answered() {
     let (answer, status) = ask(&control, "reload");
     assert_eq!(answer, format!("error: nothing is changed: {}:1: expected NAME = VALUE\n", config.display()));
     assert_eq!(status, Some(1));
+}
+
+#[test]
+fn a_reload_of_nothing_is_an_error() {
+    let (server, control) = start(&[]);
+    let reason = "nothing is changed: there is no configuration file to read";
+    assert_eq!(ask(&control, "reload"), (format!("error: {reason}\n"), Some(1)));
+    server.signal(Signal::SIGUSR1);
+    server.expect(&format!("SIGUSR1: {reason}"));
+    for program in ["hello", "lines"] {
+        let server = programs::start(program, "");
+        let answer = handover::ask(&server.directory.join("control"), "reload").unwrap();
+        assert_eq!(answer, "error: nothing is changed: the program has nothing to reload");
+    }
 }
 
 #[test]
