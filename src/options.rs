@@ -122,9 +122,9 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// What [`serve`](crate::serve) would say of the first that cannot be resolved.
+    /// What [`serve`](crate::serve) would say of the first that cannot be resolved, or is given twice.
     pub fn check(&self) -> Result<(), Error> {
-        self.listen.iter().try_for_each(|text| Address::resolve(text).map(drop))
+        Address::resolve_all(&self.listen).map(drop)
     }
 
     /// Restores from `present` what cannot change while a process runs, and returns the names of what

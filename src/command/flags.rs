@@ -182,7 +182,7 @@ fn mode(value: &OsStr) -> Result<u32, Expected> {
 fn address(value: &OsStr) -> Result<String, Expected> {
     let is_address = |text: &&str| match (text.strip_prefix("unix:"), text.rsplit_once(':')) {
         (Some(name), _) => !name.is_empty() && name != "@",
-        (None, Some((host, port))) => !host.is_empty() && port.parse::<u16>().is_ok(),
+        (None, Some((host, port))) => !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok(),
         (None, None) => false,
     };
     let text = value.to_str().filter(is_address).ok_or("HOST:PORT, unix:PATH or unix:@NAME")?;

@@ -43,6 +43,32 @@ impl Address {
         Ok(addresses)
     }
 
+    /// The addresses that each text stands for. None can be bound beside one that it overlaps with.
+    pub(crate) fn resolve_all(texts: &[String]) -> Result<Vec<(&str, Vec<Address>)>, Error> {
+        let mut all: Vec<(&str, Vec<Address>)> = Vec::new();
+        for text in texts {
+            let addresses = Address::resolve(text)?;
+            for address in &addresses {
+                let mut before = all.iter().flat_map(|(_, addresses)| addresses);
+                let reason = match before.find(|other| address.overlaps(other)) {
+                    None => continue,
+                    Some(other) if other == address => "it is given twice".to_owned(),
+                    Some(other) => format!("it overlaps with {other}"),
+                };
+                return Err(Error::new(format!("listen on {address}"), reason));
+            }
+            all.push((text, addresses));
+        }
+        Ok(all)
+    }
+
+    fn overlaps(&self, other: &Address) -> bool {
+        let (Address::Network(this), Address::Network(that)) = (self, other) else { return self == other };
+        let is_any = |address: &SocketAddr| address.ip().is_unspecified();
+        let is_same_host = this.ip() == that.ip() || is_any(this) || is_any(that);
+        this.port() == that.port() && this.port() != 0 && this.is_ipv4() == that.is_ipv4() && is_same_host
+    }
+
     /// The same address, with the port of the first address of a name: port 0 is one port for all of them.
     pub(crate) fn with_port_of(&self, first: Option<&Address>) -> Address {
         let mut same = self.clone();

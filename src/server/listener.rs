@@ -70,8 +70,7 @@ impl Listener {
         given: &mut Given,
         mut make: impl FnMut(&Address) -> io::Result<Listener>,
     ) -> Result<Vec<Listener>, Error> {
-        let resolved = asked.iter().map(|text| Ok((text, Address::resolve(text)?)));
-        let resolved = resolved.collect::<Result<Vec<_>, Error>>()?;
+        let resolved = Address::resolve_all(asked)?;
         let is_asked = |address: &Address| resolved.iter().any(|(_, wanted)| wanted.contains(address));
         let mut listeners: Vec<Listener> = Vec::new();
         for (text, wanted) in &resolved {

@@ -1,7 +1,7 @@
 //! What the command, and a program that embeds the library, has to offer beside serving.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
@@ -111,10 +111,35 @@ fn a_test_checks_everything_and_touches_nothing() {
     assert_eq!(test("message = Hi"), ("ok\n".to_owned(), Some(0)));
     let expected = "handover: FILE:2: invalid value \"x\", expected true or false\n";
     assert_eq!(test("\noverlap = x"), (expected.to_owned(), Some(2)));
-    let (printed, status) = run(&["--test", "--listen", "no/name:80"]);
-    assert!(printed.starts_with("handover: cannot listen on no/name:80: "), "{printed}");
+    let (printed, status) = run(&["--test", "--listen", "no..name:80"]);
+    assert!(printed.starts_with("handover: cannot listen on no..name:80: "), "{printed}");
     assert_eq!(status, Some(2));
     server.expect_alone(server.first());
+}
+
+#[test]
+fn an_address_that_is_given_twice_is_found_by_the_check_and_at_the_start() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let directory = Directory::new();
+    let unix = format!("unix:{}", directory.join("socket").display());
+    let [one, any, name] = ["127.0.0.1", "0.0.0.0", "localhost"].map(|host| format!("{host}:{port}"));
+    let (twice, overlap) = ("it is given twice".to_owned(), "it overlaps with ".to_owned());
+    for (first, second, reason) in [
+        (&one, &one, twice.clone()),
+        (&unix, &unix, twice.clone()),
+        (&"unix:@handover".to_owned(), &"unix:@handover".to_owned(), twice.clone()),
+        (&name, &one, twice),
+        (&any, &one, overlap.clone() + &any),
+        (&one, &any, overlap + &one),
+    ] {
+        let expected = format!("handover: cannot listen on {second}: {reason}\n");
+        assert_eq!(run(&["-t", "--listen", first, "--listen", second]), (expected.clone(), Some(2)));
+        assert_eq!(run(&["--listen", first, "--listen", second]), (expected, Some(1)));
+    }
+    let other = format!("127.0.0.2:{port}");
+    for (first, second) in [("127.0.0.1:0", "127.0.0.1:0"), (&one, &other)] {
+        assert_eq!(run(&["-t", "--listen", first, "--listen", second]), ("ok\n".to_owned(), Some(0)));
+    }
 }
 
 #[test]

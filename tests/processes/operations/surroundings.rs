@@ -45,6 +45,10 @@ fn wrong_flags_end_with_one_line_and_status_2() {
             "handover: --listen: invalid value \"nonsense\", expected HOST:PORT, unix:PATH or unix:@NAME\n",
         ),
         (
+            &["--listen", "http://127.0.0.1:3000"],
+            "handover: --listen: invalid value \"http://127.0.0.1:3000\", expected HOST:PORT, unix:PATH or unix:@NAME\n",
+        ),
+        (
             &["--ready-timeout", "10"],
             "handover: --ready-timeout: invalid value \"10\", expected a time greater than 0, such as 20s, 500ms or 1m\n",
         ),
