@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 fn ask(path: &Path, request: &str) -> ExitCode {
     match handover::ask(path, request) {
         Ok(answer) => print(&format!("{answer}\n"), u8::from(answer.starts_with("error"))),
-        Err(error) => fail(format!("cannot ask on {}: {error}", path.display()), 1),
+        Err(error) => fail(error, 1),
     }
 }
 

@@ -159,7 +159,8 @@ impl Process {
             log::error!("handover failed: cannot start {path}: {error}");
             format!("cannot start {path}: {error}")
         })?;
-        log::info!("started successor {}", candidate.pid());
+        let how = if matches!(by, Requester::Candidate(_)) { "adopted" } else { "started" };
+        log::info!("{how} successor {}", candidate.pid());
         self.keeper.started(candidate.pid());
         Ok(candidate)
     }

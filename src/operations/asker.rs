@@ -49,7 +49,7 @@ impl Asked {
         let peer = getsockopt(&connection, sockopt::PeerCredentials)?;
         let (pid, user) = (peer.pid(), peer.uid());
         if user != 0 && user != geteuid().as_raw() {
-            let reason = "is neither root nor that of this process";
+            let reason = "is neither root nor that of this process: ask it as that user, with runuser(1)";
             let reason = format!("process {pid} listens there, whose user {user} {reason}");
             return Err(io::Error::new(ErrorKind::PermissionDenied, reason));
         }
@@ -101,6 +101,12 @@ fn silent(pid: i32) -> io::Error {
 /// No process answers on the socket, or shows another sign of life for five seconds, or the connection ends
 /// without an answer. Nothing is sent to a process whose user is neither root nor that of this process.
 pub fn ask(path: &Path, request: &str) -> io::Result<String> {
+    let error =
+        |error: io::Error| io::Error::new(error.kind(), format!("cannot ask on {}: {error}", path.display()));
+    answer(path, request).map_err(error)
+}
+
+fn answer(path: &Path, request: &str) -> io::Result<String> {
     let asked = Asked::connect(path)?;
     asked.connection.set_read_timeout(Some(PAUSE))?;
     asked.send(request)?;

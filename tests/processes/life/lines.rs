@@ -146,7 +146,7 @@ impl Line {
         shell.arg("--pid-file").arg(self.server.directory.join("pid"));
         let child = shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stderr::Null).spawn().unwrap();
         let taker = Taker(child);
-        self.server.expect(&format!("started successor {}", taker.id()));
+        self.server.expect(&format!("adopted successor {}", taker.id()));
         Some(taker)
     }
 }

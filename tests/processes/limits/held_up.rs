@@ -284,7 +284,7 @@ fn control_clients_that_never_read_block_nothing() {
     assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
     // One that is to take over, and never says anything.
     let taker = ask("takeover");
-    server.expect(&format!("{successor} INFO  started successor {}", std::process::id()));
+    server.expect(&format!("{successor} INFO  adopted successor {}", std::process::id()));
     assert_eq!(server.control("control").unwrap(), successor);
     let stop = ask("stop");
     assert_eq!(wait_for_end(successor), exited(successor, 0));

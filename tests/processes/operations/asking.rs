@@ -151,8 +151,10 @@ fn nothing_is_sent_to_a_process_of_another_user_and_nothing_taken_from_it() {
     command.args(["--listen", "127.0.0.1:0", "--control"]).arg(&control).uid(NOBODY).gid(NOBODY);
     let foreign = Server::start_command(command, directory);
     let pid = foreign.first();
-    let reason =
-        format!("process {pid} listens there, whose user {NOBODY} is neither root nor that of this process");
+    let reason = format!(
+        "process {pid} listens there, whose user {NOBODY} is neither root nor that of this process: ask it as \
+         that user, with runuser(1)"
+    );
     let expected = format!("handover: cannot ask on {}: {reason}", control.display());
     for request in ["status", "stop", "restart"] {
         assert_eq!(Waiting::start(&["-s", request], &control).expect_failure(), expected);

@@ -1,7 +1,7 @@
 //! The control socket: what is asked, what is answered, and who may ask.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::thread;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
@@ -16,8 +17,8 @@ use crate::command::Command;
 use crate::embedding::programs;
 use crate::load::{Kind, Load};
 use crate::server::{
-    BINARY, Directory, Server, exited, install, install_script, number_after, signal_process, wait_for_end,
-    wait_until,
+    BINARY, Directory, Server, errno_text, exited, install, install_script, number_after, signal_process,
+    wait_for_end, wait_until,
 };
 use crate::untested::untested;
 
@@ -283,7 +284,7 @@ fn talk(control: &Path, input: &[u8]) -> String {
 #[test]
 fn garbage_gets_one_line() {
     let (server, control) = start(&[]);
-    let expected = "expected one of status, restart, reload, stop, wait, takeover\n";
+    let expected = "expected one of status, restart, reload, stop, wait\n";
     for (input, beginning) in [
         (&b"nonsense\n"[..], "error: unknown request \"nonsense\", "),
         (b"", "error: unknown request \"\", "),
@@ -304,8 +305,14 @@ fn garbage_gets_one_line() {
     let output = Command::new(BINARY).args(["-s", "status"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(output.stderr, b"handover: --signal needs --control\n");
-    let output = ask_as(Command::new(BINARY), Path::new("/nonexistent"), "status");
+    let missing = Path::new("/nonexistent/control");
+    let output = ask_as(Command::new(BINARY), missing, "status");
     assert_eq!(output.status.code(), Some(1));
+    let error = handover::ask(missing, "status").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let reason = errno_text(Errno::ENOENT);
+    assert_eq!(error.to_string(), format!("cannot ask on /nonexistent/control: {reason}"));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), format!("handover: {error}\n"));
 }
 
 #[test]
