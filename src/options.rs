@@ -26,6 +26,9 @@ pub struct Options {
     /// The file that a successor executes, if it is not the program of this process, and the name that it is called
     /// by. It is not searched in PATH. Default: this process as it was invoked, so that a new file, or a symbolic
     /// link that leads to one, is followed.
+    ///
+    /// If it is a script that executes the program in the end, what it runs before that must not inherit the
+    /// descriptors from 3 on, or it keeps the addresses in use if it outlives the script; handover(1) shows how.
     pub program: Option<PathBuf>,
     /// The arguments of a successor, without its name, if they are not those of this process. Default: those of this
     /// process.

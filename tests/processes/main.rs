@@ -87,4 +87,5 @@ mod documents {
     mod diagnostics;
     pub mod examples;
     mod rust;
+    mod wrapper;
 }

@@ -26,7 +26,7 @@ use crate::untested::untested;
 const PLACEHOLDERS: [(&str, &str); 2] = [("/srv", "DIRECTORY"), ("0.1.0", env!("CARGO_PKG_VERSION"))];
 
 /// The blocks that are not run, by their first lines, and why.
-const NOT_RUN: [(&str, &str); 5] = [
+const NOT_RUN: [(&str, &str); 6] = [
     (
         "cargo run --release",
         "it builds the command, which the tests have, and runs it, as the next block does",
@@ -35,6 +35,11 @@ const NOT_RUN: [(&str, &str); 5] = [
     (
         "#!/bin/sh",
         "it is a file for runit, and runit_sees_one_process_through_handovers is run with its like",
+    ),
+    (
+        "#!/bin/sh -e",
+        "it is a file, which what_a_script_runs_before_the_server_keeps_no_address_in_use_when_it_outlives_the_script \
+         takes from here",
     ),
     (
         "2026-11-21T16:02:08.401Z 5568 INFO  127.0.0.1 40214 GET /hello 200 17",
