@@ -1,15 +1,23 @@
 //! A guest book: a few routes that share a count, and the file `guests`. `cargo run --example guests`, and then
-//! `curl -d Ada http://127.0.0.1:3000/guests`, `curl http://127.0.0.1:3000/guests`, and `kill -USR2`.
+//! `curl -H Content-Type:text/plain -d Ada http://127.0.0.1:3000/guests`, `curl http://127.0.0.1:3000/guests`, and
+//! `kill -USR2`.
 
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::process::ExitCode;
+use std::io::{self, ErrorKind, Write};
+use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use handover::{Method, Options, Outcome, Request, Response, ResponseBox, Server, report_failure};
+use env_logger::fmt::Formatter;
+use handover::{Header, Method, Options, Outcome, Request, Response, ResponseBox, Server, report_failure};
+use log::Record;
 
 fn main() -> ExitCode {
+    // During a handover two processes write to one log.
+    let log = |line: &mut Formatter, record: &Record<'_>| {
+        writeln!(line, "{} {:<5} {}", process::id(), record.level(), record.args())
+    };
+    env_logger::builder().format(log).init();
     run(Options::default())
 }
 
@@ -38,16 +46,30 @@ fn serve(options: Options) -> Result<Outcome, Box<dyn Error>> {
 
 /// Each process has its own count, and all have the file, to which the old one may add while the new one serves.
 fn answer(request: &mut Request, visits: &AtomicU64, mut book: &File) -> io::Result<ResponseBox> {
-    let text = match (request.method(), request.url()) {
-        (Method::Get, "/hello") => format!("{} were here before you.", visits.fetch_add(1, Relaxed)),
-        (Method::Get, "/guests") => fs::read_to_string("guests")?,
+    Ok(match (request.method(), request.url()) {
+        (Method::Get, "/hello") => {
+            let json = format!("{{\"visits\":{}}}", visits.fetch_add(1, Relaxed));
+            let of_json = Header::from_bytes("Content-Type", "application/json").unwrap();
+            Response::from_data(json).with_header(of_json).boxed()
+        }
+        (Method::Get, "/guests") => Response::from_string(fs::read_to_string("guests")?).boxed(),
+        (Method::Post, "/guests") if !is_text(request.headers()) => Response::empty(415).boxed(),
         (Method::Post, "/guests") => {
             request.limit_body(1000);
-            let name = io::read_to_string(request.as_reader())?;
+            let name = match io::read_to_string(request.as_reader()) {
+                Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+                    return Ok(Response::empty(413).boxed());
+                }
+                name => name?,
+            };
             book.write_all(format!("{name}\n").as_bytes())?;
-            format!("Welcome, {name}!")
+            Response::from_string(format!("Welcome, {name}!")).with_status_code(201).boxed()
         }
-        _ => return Ok(Response::empty(404).boxed()),
-    };
-    Ok(Response::from_string(text).boxed())
+        _ => Response::empty(404).boxed(),
+    })
+}
+
+/// Names of header fields are compared without regard to case.
+fn is_text(headers: &[Header]) -> bool {
+    headers.iter().any(|header| header.field.equiv("Content-Type") && header.value == "text/plain")
 }
