@@ -163,7 +163,10 @@ pub struct Server {
 impl Server {
     /// Takes over the listening sockets, or binds them. Nothing is accepted yet.
     ///
-    /// It is to be called from `main`, before the working directory changes.
+    /// It is to be called from `main`, before the working directory changes. A successor starts in the directory, with
+    /// the user and in the root directory that the process has at the time of the handover: so a program that changes
+    /// its directory gives the options absolute paths, and one that is started as root to bind a port drops its
+    /// privileges between this and [`serve`](Self::serve), if it has any.
     ///
     /// # Errors
     ///

@@ -16,8 +16,8 @@ use crate::server::connection::Peer;
 /// Answers requests.
 ///
 /// A function or closure `Fn(&mut Request) -> ResponseBox` is a handler. A closure has to name the type of its
-/// argument, `|request: &mut Request| …`: otherwise the compiler finds its "implementation of `FnOnce` not general
-/// enough". A type that has a configuration to reload implements this trait itself.
+/// argument, `|request: &mut Request| …`: otherwise the compiler says "type annotations needed", or that an
+/// "implementation of `FnOnce` is not general enough". A type that has a configuration to reload implements this trait itself.
 pub trait Handler: Send + Sync + 'static {
     /// Answers a request. It runs on the thread of the connection, so on many at the same time, and may
     /// block. If it panics, the client gets a 500.
@@ -72,7 +72,8 @@ impl Request {
         &self.head.method
     }
 
-    /// The path and the query, as the client sent them.
+    /// The path and the query, as the client sent them: nothing is decoded or resolved, so `/a/../b`, `/%62` and `//b`
+    /// are not `/b`. A handler that makes the name of a file of it has to see to that.
     ///
     /// Of an absolute target, `http://host/path`, this is the part from the path on, and the Host header
     /// field has the host and the port (RFC 9112 section 3.2.2). It is `*` for OPTIONS on the server as a
