@@ -5,14 +5,14 @@
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
-use std::process::{self, ExitCode};
+use std::process;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use env_logger::fmt::Formatter;
 use handover::{Header, Method, Options, Outcome, Request, Response, ResponseBox, Server, report_failure};
 use log::Record;
 
-fn main() -> ExitCode {
+fn main() -> Result<Outcome, Box<dyn Error>> {
     // During a handover two processes write to one log.
     let log = |line: &mut Formatter, record: &Record<'_>| {
         writeln!(line, "{} {:<5} {}", process::id(), record.level(), record.args())
@@ -22,16 +22,9 @@ fn main() -> ExitCode {
 }
 
 /// Serves until the process has been stopped or has handed over.
-pub fn run(options: Options) -> ExitCode {
-    match serve(options) {
-        Ok(outcome) => outcome.into(),
-        Err(error) => {
-            // The old process logs the reason, and serves on.
-            report_failure(&error);
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+pub fn run(options: Options) -> Result<Outcome, Box<dyn Error>> {
+    // The old process logs the reason of a failure, and serves on.
+    serve(options).inspect_err(|error| report_failure(error))
 }
 
 fn serve(options: Options) -> Result<Outcome, Box<dyn Error>> {

@@ -1,23 +1,17 @@
 //! The smallest server that can be replaced while it runs: `cargo run --example hello`, and then
 //! `kill -USR2` and `kill -INT` with its process ID, which it answers.
 
-use std::process::{self, ExitCode};
+use std::process;
 
-use handover::{Options, Request, Response, ResponseBox, serve};
+use handover::{Error, Options, Outcome, Request, Response, ResponseBox, serve};
 
-fn main() -> ExitCode {
+fn main() -> Result<Outcome, Error> {
     run(Options { listen: vec!["127.0.0.1:3000".to_owned()], ..Options::default() })
 }
 
 /// Serves until the process has been stopped or has handed over.
-pub fn run(options: Options) -> ExitCode {
-    match serve(options, hello) {
-        Ok(outcome) => outcome.into(),
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+pub fn run(options: Options) -> Result<Outcome, Error> {
+    serve(options, hello)
 }
 
 /// Runs on the thread of the request's connection, and may block it.

@@ -6,27 +6,20 @@
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, Write};
-use std::process::{self, ExitCode};
+use std::process;
 use std::thread;
 use std::time::Duration;
 
 use handover::{Handle, Options, Outcome, Request, Response, ResponseBox, Server, Status, report_failure};
 
-fn main() -> ExitCode {
+fn main() -> Result<Outcome, Box<dyn Error>> {
     run(Options { listen: vec!["127.0.0.1:0".to_owned()], ..Options::default() })
 }
 
 /// Serves until the process has been stopped or has handed over.
-pub fn run(options: Options) -> ExitCode {
-    match serve(options) {
-        Ok(outcome) => outcome.into(),
-        Err(error) => {
-            // The old process logs the reason, and serves on.
-            report_failure(&error);
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+pub fn run(options: Options) -> Result<Outcome, Box<dyn Error>> {
+    // The old process logs the reason of a failure, and serves on.
+    serve(options).inspect_err(|error| report_failure(error))
 }
 
 fn serve(options: Options) -> Result<Outcome, Box<dyn Error>> {

@@ -2,23 +2,16 @@
 //! `cargo run --example lines`, then `nc 127.0.0.1 3000`, and `kill -USR2` in another terminal.
 
 use std::io::{self, BufRead, Read, Write};
-use std::process::ExitCode;
 
-use handover::{Next, Options, Stream, serve_connections};
+use handover::{Error, Next, Options, Outcome, Stream, serve_connections};
 
-fn main() -> ExitCode {
+fn main() -> Result<Outcome, Error> {
     run(Options::default())
 }
 
 /// Serves until the process has been stopped or has handed over.
-pub fn run(options: Options) -> ExitCode {
-    match serve_connections(options, number_lines) {
-        Ok(outcome) => outcome.into(),
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+pub fn run(options: Options) -> Result<Outcome, Error> {
+    serve_connections(options, number_lines)
 }
 
 /// Runs on the thread of the connection, and may block it. The count goes with the connection when that is moved.

@@ -5,7 +5,7 @@
 
 use std::error::Error;
 use std::net::UdpSocket;
-use std::process::{self, ExitCode};
+use std::process;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,21 +14,14 @@ use handover::{Handle, Options, Outcome, Request, Response, Server, report_failu
 /// The state begins with its version.
 const VERSION: u8 = 1;
 
-fn main() -> ExitCode {
+fn main() -> Result<Outcome, Box<dyn Error>> {
     run(Options::default())
 }
 
 /// Serves until the process has been stopped or has handed over.
-pub fn run(options: Options) -> ExitCode {
-    match serve(options) {
-        Ok(outcome) => outcome.into(),
-        Err(error) => {
-            // The old process logs the reason, and serves on.
-            report_failure(&error);
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+pub fn run(options: Options) -> Result<Outcome, Box<dyn Error>> {
+    // The old process logs the reason of a failure, and serves on.
+    serve(options).inspect_err(|error| report_failure(error))
 }
 
 fn serve(options: Options) -> Result<Outcome, Box<dyn Error>> {

@@ -7,7 +7,6 @@ use std::fmt;
 ///
 /// Once [`serve`](crate::serve) has begun to serve it does not fail: a failed handover, a misbehaving
 /// client or a lack of descriptors is logged, and the process goes on.
-#[derive(Debug)]
 pub struct Error {
     attempt: String,
     source: Reason,
@@ -26,6 +25,13 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot {}: {}", self.attempt, self.source)
+    }
+}
+
+/// The same text, because that is what a `main` shows that returns the error.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

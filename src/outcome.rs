@@ -1,9 +1,9 @@
 //! How a process ended, and the exit status for it.
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::{ExitCode, ExitStatus};
+use std::process::{ExitCode, ExitStatus, Termination};
 
-/// How a process ended.
+/// How a process ended. `main` may return it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Outcome {
@@ -24,5 +24,11 @@ impl From<Outcome> for ExitCode {
             None => i32::from(outcome.cut > 0),
         };
         ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX))
+    }
+}
+
+impl Termination for Outcome {
+    fn report(self) -> ExitCode {
+        self.into()
     }
 }

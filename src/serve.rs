@@ -63,24 +63,17 @@ pub fn serve_connections(
 /// [`Server::bind`], or whatever fails between that and [`Server::serve`]. The predecessor logs the reason, and answers
 /// `restart` with it.
 ///
-/// The place for it is where `main` prints an error and is about to exit, whatever has failed: what the library has
+/// The place for it is where `main` has an error and is about to exit, whatever has failed: what the library has
 /// reported itself is not reported again.
 ///
 /// ```no_run
-/// # use std::process::ExitCode;
-/// # use handover::{Error, Options, Outcome, report_failure};
-/// # fn run(options: Options) -> ExitCode {
-/// match serve(options) {
-///     Ok(outcome) => outcome.into(),
-///     Err(error) => {
-///         // The old process logs the reason, and serves on.
-///         report_failure(&error);
-///         eprintln!("{error}");
-///         ExitCode::FAILURE
-///     }
-/// }
+/// # use std::error::Error;
+/// # use handover::{Options, Outcome, report_failure};
+/// # fn run(options: Options) -> Result<Outcome, Box<dyn Error>> {
+/// // The old process logs the reason of a failure, and serves on.
+/// serve(options).inspect_err(|error| report_failure(error))
 /// # }
-/// # fn serve(_: Options) -> Result<Outcome, Error> { unimplemented!() }
+/// # fn serve(_: Options) -> Result<Outcome, Box<dyn Error>> { unimplemented!() }
 /// ```
 pub fn report_failure(reason: impl Display) {
     let mut predecessor = lock(&LEFT).take();

@@ -6,7 +6,7 @@
 use std::io::{self, Write};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{self, ExitCode};
+use std::process::{self, ExitCode, Termination};
 use std::time::Duration;
 use std::{env, fs};
 
@@ -37,20 +37,20 @@ mod udp;
 type Run = fn(Options) -> ExitCode;
 
 const PROGRAMS: &[(&str, Run)] = &[
-    ("hello", hello::run),
+    ("hello", |options| hello::run(options).report()),
     ("deadline", crate::connections::streams::run),
     ("events", crate::embedding::jobs::run_events),
     ("flush", crate::embedding::jobs::run_flush),
-    ("guests", guests::run),
-    ("job", job::run),
+    ("guests", |options| guests::run(options).report()),
+    ("job", |options| job::run(options).report()),
     ("last", crate::embedding::jobs::run_last),
-    ("lines", lines::run),
+    ("lines", |options| lines::run(options).report()),
     ("lock", crate::protocol::handed_on::run),
     ("one", crate::embedding::handles::run_one),
     ("own", crate::embedding::own_sockets::run),
     ("sigpipe", crate::operations::sigpipe::run),
     ("two", crate::embedding::handles::run),
-    ("udp", udp::run),
+    ("udp", |options| udp::run(options).report()),
 ];
 
 /// The variable that names the program.
