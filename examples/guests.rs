@@ -62,7 +62,8 @@ fn answer(request: &mut Request, visits: &AtomicU64, mut book: &File) -> io::Res
     })
 }
 
-/// Names of header fields are compared without regard to case.
+/// Names of header fields are compared without regard to case, and the media type may have parameters.
 fn is_text(headers: &[Header]) -> bool {
-    headers.iter().any(|header| header.field.equiv("Content-Type") && header.value == "text/plain")
+    let of_type = |header: &&Header| header.field.equiv("Content-Type");
+    headers.iter().find(of_type).is_some_and(|header| header.value.as_str().starts_with("text/plain"))
 }

@@ -91,8 +91,9 @@ impl Handle {
     /// [deadline](crate::Options::drain_timeout) passes.
     ///
     /// Meanwhile a program can write what comes after its last response, for instance: it waits until the state no
-    /// longer [serves](crate::State::serves) and no [connection](Status::connections) is open, while a successor
-    /// [serves](Status::serves_alone) beside it, but not alone.
+    /// longer [serves](crate::State::serves), no [connection](Status::connections) is open, and no
+    /// [predecessor](Status::predecessors) is there that may move some here. Until it lets go, a successor does not
+    /// [serve alone](Status::serves_alone).
     pub fn hold(&self) -> Hold {
         self.0.hold();
         Hold(Arc::clone(&self.0))

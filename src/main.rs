@@ -45,7 +45,10 @@ fn ask(path: &Path, request: &str) -> ExitCode {
 fn serve(command_line: CommandLine, settings: Settings) -> ExitCode {
     let log = match logging::init(&settings) {
         Ok(log) => log,
-        Err(error) => return fail(error, 1),
+        Err(error) => {
+            handover::report_failure(&error);
+            return fail(error, 1);
+        }
     };
     let routes = Routes::new(command_line, &settings);
     match handover::serve(settings.options, routes) {

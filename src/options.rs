@@ -125,7 +125,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// What [`serve`](crate::serve) would say of the first that cannot be resolved, or is given twice.
+    /// What [`serve`](crate::serve) would say of the first that cannot be resolved, or overlaps with another.
     pub fn check(&self) -> Result<(), Error> {
         Address::resolve_all(&self.listen).map(drop)
     }

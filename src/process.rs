@@ -282,7 +282,7 @@ impl Process {
     fn publish(&self, state: State) -> usize {
         let connections = &self.connections;
         let predecessors = usize::from(self.predecessor.is_some() || connections.expects_arrivals());
-        let is_done = !state.serves() && connections.open() == 0;
+        let is_done = !state.serves() && connections.is_empty();
         self.publisher.publish(|published| {
             (published.state, published.predecessors, published.is_done) = (state, predecessors, is_done);
         });

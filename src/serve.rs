@@ -76,7 +76,7 @@ pub fn serve_connections(
 /// # fn serve(_: Options) -> Result<Outcome, Box<dyn Error>> { unimplemented!() }
 /// ```
 pub fn report_failure(reason: impl Display) {
-    let mut predecessor = lock(&LEFT).take();
+    let mut predecessor = lock(&UNSERVED).take();
     if predecessor.is_none() && sockets::is_successor() {
         let _ = sockets::inherit(None, &mut predecessor);
     }
@@ -90,26 +90,14 @@ fn fail(predecessor: Option<Predecessor>, reason: impl Display) {
     }
 }
 
-/// The predecessor of a server that has not begun to serve. When it is dropped, [`report_failure`] has it.
-#[derive(Debug)]
-struct Patient(Option<Predecessor>);
-
-/// The predecessor of a server that has been dropped before it served.
-static LEFT: Mutex<Option<Predecessor>> = Mutex::new(None);
-
-impl Drop for Patient {
-    fn drop(&mut self) {
-        if let Some(predecessor) = self.0.take() {
-            *lock(&LEFT) = Some(predecessor);
-        }
-    }
-}
+/// The predecessor of the server that has been bound and does not serve yet.
+static UNSERVED: Mutex<Option<Predecessor>> = Mutex::new(None);
 
 /// A server that has its listening sockets, and does not serve yet.
 ///
-/// Between [`bind`](Self::bind) and [`serve`](Self::serve) a program does its own preparation. Until the latter it is
-/// the last one that can fail without an effect: the predecessor, if there is one, goes on serving, and gets the
-/// reason from [`report_failure`]. Clients that connect meanwhile are served by the predecessor, or wait.
+/// Between [`bind`](Self::bind) and [`serve`](Self::serve) a program does its own preparation. Until the latter a
+/// failure has no effect: the predecessor, if there is one, goes on serving, and gets the reason from
+/// [`report_failure`]. Clients that connect meanwhile are served by the predecessor, or wait.
 ///
 /// If this is dropped, the sockets are given up; the predecessor waits for the reason until this process exits, or for
 /// [`ready_timeout`](Options::ready_timeout).
@@ -137,7 +125,8 @@ impl Drop for Patient {
 pub struct Server {
     options: Options,
     program: Program,
-    predecessor: Patient,
+    /// It is in [`UNSERVED`], or a failure has been reported to it.
+    has_predecessor: bool,
     listeners: Vec<Listener>,
     /// What the predecessor has handed over and is not asked for any more.
     unwanted: Given,
@@ -168,7 +157,11 @@ impl Server {
     pub fn bind(options: Options) -> Result<Server, Error> {
         let mut predecessor = None;
         match Server::open(options, &mut predecessor) {
-            Ok(server) => Ok(Server { predecessor: Patient(predecessor), ..server }),
+            Ok(server) if server.has_predecessor => {
+                *lock(&UNSERVED) = predecessor;
+                Ok(server)
+            }
+            Ok(server) => Ok(server),
             Err(error) => {
                 fail(predecessor, &error);
                 Err(error)
@@ -189,11 +182,10 @@ impl Server {
         let events = Events::new().map_err(|error| Error::new("make a queue of events", error))?;
         let publisher = Publisher::new(&options.version, events.poster());
         let (inherited, state) = predecessor.as_mut().map(Predecessor::handed_on).unwrap_or_default();
-        let predecessor = Patient(None);
         Ok(Server {
             options,
             program,
-            predecessor,
+            has_predecessor: predecessor.is_some(),
             listeners,
             unwanted,
             inherited,
@@ -228,8 +220,8 @@ impl Server {
     /// return when this does: requests that were cut may still be running on their threads.
     ///
     /// What `main` does before it returns, such as saving something, is done once in each process: after a handover
-    /// beside the successor, which may be further, and with [`stay`](Options::stay) only when all successors have done
-    /// it and ended. What has to be done before the successor goes on is done under a [`Hold`](crate::Hold) when the
+    /// while the successor serves, which may have come further, and with [`stay`](Options::stay) only when all
+    /// successors have done it and ended. What has to be done before the successor goes on is done under a [`Hold`](crate::Hold) when the
     /// drain begins.
     ///
     /// # Errors
@@ -254,8 +246,11 @@ impl Server {
         self.run(service)
     }
 
-    fn run(mut self, service: Service) -> Result<Outcome, Error> {
-        let mut predecessor = self.predecessor.0.take();
+    fn run(self, service: Service) -> Result<Outcome, Error> {
+        let mut predecessor = lock(&UNSERVED).take_if(|_| self.has_predecessor);
+        if predecessor.is_some() != self.has_predecessor {
+            return Err(Error::new("serve", "a failure has been reported to the predecessor"));
+        }
         match self.start(&mut predecessor, service) {
             Ok(process) => Ok(Process { predecessor, ..process }.run()),
             Err(error) => {

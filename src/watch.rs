@@ -44,7 +44,7 @@ pub(crate) struct Published {
     pub(crate) version: String,
     pub(crate) generation: u64,
     pub(crate) handover: Option<Instant>,
-    /// It accepts no connections, and none is open.
+    /// It accepts no connections any more, none is open, and none will be moved here.
     pub(crate) is_done: bool,
 }
 

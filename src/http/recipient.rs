@@ -13,8 +13,11 @@ use crate::server::connection::Connection;
 /// events, is to end when nobody waits for it any more, and when a drain begins. A body, which is read when the
 /// [`Request`](crate::Request) is gone, has a `Recipient` of its own.
 ///
-/// Only these two, or something that is written, can find out that a client has left. Until then its connection
-/// counts among the [`max_connections`](crate::Limits::max_connections).
+/// That a client has left is found out by one of these waits, or by writing to it. Until then its connection counts
+/// among the [`max_connections`](crate::Limits::max_connections).
+///
+/// It is for the thread of the connection, which runs the handler and reads the body. On another thread a wait that
+/// outlives the response keeps the socket open, and the client from seeing the end of its connection.
 #[derive(Clone)]
 pub struct Recipient(Weak<Connection>);
 

@@ -49,7 +49,7 @@ impl Asked {
         let peer = getsockopt(&connection, sockopt::PeerCredentials)?;
         let (pid, user) = (peer.pid(), peer.uid());
         if user != 0 && user != geteuid().as_raw() {
-            let reason = "is neither root nor that of this process: ask it as that user, with runuser(1)";
+            let reason = "is neither root nor that of this process; ask it as that user, with runuser(1)";
             let reason = format!("process {pid} listens there, whose user {user} {reason}");
             return Err(io::Error::new(ErrorKind::PermissionDenied, reason));
         }

@@ -77,15 +77,15 @@ impl Configuration {
     /// Applies what has been read, answers the requests for it, and reads again if that has been requested.
     pub(crate) fn apply(&mut self, reading: Reading) {
         let result = reading.map(|mut options| {
-            let mut answer = "ok".to_owned();
+            let mut answer = vec!["ok".to_owned()];
             for (name, needed) in options.keep_what_needs_a_handover(&self.options) {
                 log::warn!("a change of {name} needs a {needed}");
-                let but = if answer == "ok" { "but" } else { "and" };
-                answer += &format!(", {but} a change of {name} needs a {needed}");
+                let but = if answer.len() == 1 { "but" } else { "and" };
+                answer.push(format!("{but} a change of {name} needs a {needed}"));
             }
             *lock(&self.limits) = options.limits;
             self.options = *options;
-            answer
+            answer.join(", ")
         });
         for by in mem::take(&mut self.running) {
             match &result {

@@ -95,7 +95,6 @@ impl Process {
     }
 
     pub(super) fn drain(&mut self, mut successor: Option<Successor>, mover: Option<Mover>) -> Phase {
-        self.publish(State::Draining);
         let (used, unused) = match self.config.options.move_connections {
             true => (mover, None),
             false => (None, mover),
@@ -103,6 +102,8 @@ impl Process {
         self.unused_mover = unused;
         let mut drain = Some(self.begin_drain());
         self.connections.drain(used);
+        // Not before the last connection has been accepted.
+        self.publish(State::Draining);
         match successor.as_ref().map(Successor::pid) {
             Some(pid) => log::info!("handed over to successor {pid}; draining, {}", self.connections),
             None => log::info!("draining, {}", self.connections),

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::Server;
 use crate::error::{Error, Reason};
-use crate::handover::link::Word;
 use crate::server::listener::Listener;
 
 impl Server {
@@ -34,7 +33,7 @@ impl Server {
     /// # Errors
     ///
     /// The error of `make`, or what it returns is no socket that listens on this address, or the address is a name
-    /// that stands for several. If there is a predecessor, it gets the reason.
+    /// that stands for several.
     pub fn listen_on<S: Into<OwnedFd>>(
         &mut self,
         address: &str,
@@ -45,10 +44,6 @@ impl Server {
         let opened = Listener::open_all(&[address.to_owned()], &mut self.unwanted, |address| {
             let make = make.take().ok_or_else(|| io::Error::other("it stands for several addresses"))?;
             Listener::own(address, make, mode, new_files)
-        });
-        let opened = opened.inspect_err(|error| {
-            let failed = Word::Failed(error.to_string());
-            self.predecessor.0.as_ref().map(|predecessor| predecessor.say(&failed));
         });
         self.listeners.extend(opened?);
         Ok(())

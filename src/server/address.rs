@@ -65,8 +65,8 @@ impl Address {
     fn overlaps(&self, other: &Address) -> bool {
         let (Address::Network(this), Address::Network(that)) = (self, other) else { return self == other };
         let is_any = |address: &SocketAddr| address.ip().is_unspecified();
-        let is_same_host = this.ip() == that.ip() || is_any(this) || is_any(that);
-        this.port() == that.port() && this.port() != 0 && this.is_ipv4() == that.is_ipv4() && is_same_host
+        let is_bound = this.port() == that.port() && this.port() != 0 && this.is_ipv4() == that.is_ipv4();
+        is_bound && (this == that || is_any(this) || is_any(that))
     }
 
     /// The same address, with the port of the first address of a name: port 0 is one port for all of them.

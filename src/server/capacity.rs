@@ -13,8 +13,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 /// The descriptors of a process beside its connections and listening sockets: its own, those of a handover,
 /// and those of the clients of the control socket.
 const DESCRIPTORS: u64 = 36;
-/// How many of them a process opens that has its listening sockets, with one for a connection: for signals and
-/// connections.
+/// The descriptors that a process opens beside its listening sockets, with one for a connection.
 const OWN: usize = 8;
 /// Those of a control socket, with one for a client.
 const CONTROL: usize = 4;
@@ -84,7 +83,7 @@ impl Capacity {
 }
 
 /// Checks that the limit of descriptors, of which `any` is one, leaves room for a connection and for a handover of
-/// this number of them. So many that are open now will be closed by then.
+/// this number of them. Of those that are open now, `spare` will be closed by then.
 pub(crate) fn check(
     any: BorrowedFd<'_>,
     handed: usize,

@@ -21,8 +21,8 @@ pub fn run_one(options: Options) -> ExitCode {
     let handle = server.handle();
     match fs::read_to_string("journal").as_deref() {
         Ok("fail") => {
-            drop(server);
             report_failure("a table is missing");
+            drop(server);
         }
         Ok("drop") => return ExitCode::FAILURE,
         _ => return server.serve(One(handle)).unwrap().into(),

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use handover::{Error, Options, Outcome, Request, Response, Server as Bound};
+use handover::{Error, Options, Outcome, Request, Response, Server as Bound, report_failure};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockopt, listen, setsockopt, socket,
@@ -34,6 +34,7 @@ pub fn run(options: Options) -> ExitCode {
     match serve(options) {
         Ok(outcome) => outcome.into(),
         Err(error) => {
+            report_failure(&error);
             eprintln!("{error}");
             ExitCode::FAILURE
         }

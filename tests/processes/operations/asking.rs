@@ -152,7 +152,7 @@ fn nothing_is_sent_to_a_process_of_another_user_and_nothing_taken_from_it() {
     let foreign = Server::start_command(command, directory);
     let pid = foreign.first();
     let reason = format!(
-        "process {pid} listens there, whose user {NOBODY} is neither root nor that of this process: ask it as \
+        "process {pid} listens there, whose user {NOBODY} is neither root nor that of this process; ask it as \
          that user, with runuser(1)"
     );
     let expected = format!("handover: cannot ask on {}: {reason}", control.display());
