@@ -33,8 +33,8 @@
 //! written anywhere, and the reason of a failed handover is lost, but for the answer of [`ask`]. One line installs
 //! one: `env_logger::init();`, or for a program that uses tracing `tracing_log::LogTracer::init()?;`, which
 //! `tracing_subscriber::fmt().init()` includes. Both write to standard error or standard output, and wait for its
-//! reader, with every request that logs; [`NonBlockingStderr`] does not. Neither says which process writes, and during a
-//! handover two of them do: in `examples/guests.rs` each line begins with the process ID.
+//! reader, with every request that logs; [`NonBlockingStderr`] does not. Neither says which process writes,
+//! and during a handover two of them do: in `examples/guests.rs` each line begins with the process ID.
 //!
 //! | level | what is logged |
 //! |---|---|

@@ -199,8 +199,8 @@ impl Server {
         })
     }
 
-    /// The addresses that it listens on, in the order of [`Options::listen`] and then of [`listen_on`](Self::listen_on),
-    /// with the port that the system has chosen instead of port 0.
+    /// The addresses that it listens on, in the order of [`Options::listen`] and then of
+    /// [`listen_on`](Self::listen_on), with the port that the system has chosen instead of port 0.
     pub fn addresses(&self) -> Vec<Address> {
         self.listeners.iter().map(|listener| listener.address().clone()).collect()
     }
@@ -221,8 +221,8 @@ impl Server {
     ///
     /// What `main` does before it returns, such as saving something, is done once in each process: after a handover
     /// while the successor serves, which may have come further, and with [`stay`](Options::stay) only when all
-    /// successors have done it and ended. What has to be done before the successor goes on is done under a [`Hold`](crate::Hold) when the
-    /// drain begins.
+    /// successors have done it and ended. What has to be done before the successor goes on is done under a
+    /// [`Hold`](crate::Hold) when the drain begins.
     ///
     /// # Errors
     ///

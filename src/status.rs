@@ -32,8 +32,8 @@ pub enum State {
 }
 
 impl State {
-    /// Whether the server accepts connections. It does neither [at first](Self::Starting) nor at the end: a program that
-    /// waits for the end waits for the beginning first.
+    /// Whether the server accepts connections. It does neither [at first](Self::Starting) nor at the end: a program
+    /// that waits for the end waits for the beginning first.
     pub fn serves(self) -> bool {
         matches!(self, State::Running | State::HandingOver | State::Overlapping)
     }

@@ -1,9 +1,9 @@
 //! HTTP/1.1 and 1.0 on one connection: read a request, run the handler, write the response, and again.
 //!
 //! [`input`] buffers what has been read, [`head`] parses the head of a request and [`target`] what it is for,
-//! [`body`] decodes its body, [`request`] is what a handler sees of these, [`recipient`] the client that it answers, and
-//! [`test_request`] makes one; [`response`] writes what it returns, [`access`] logs that, and [`refusal`] is what the server itself
-//! answers. All that is known here about the process is whether a connection is to end: then its next response
+//! [`body`] decodes its body, [`request`] is what a handler sees of these, [`recipient`] the client that it
+//! answers, and [`test_request`] makes one; [`response`] writes what it returns, [`access`] logs that, and
+//! [`refusal`] is what the server itself answers. All that is known here about the process is whether a connection is to end: then its next response
 //! says `Connection: close`, and it is closed after that.
 
 mod access;

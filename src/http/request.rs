@@ -17,7 +17,8 @@ use crate::server::connection::Peer;
 ///
 /// A function or closure `Fn(&mut Request) -> ResponseBox` is a handler. A closure has to name the type of its
 /// argument, `|request: &mut Request| …`: otherwise the compiler says "type annotations needed", or that an
-/// "implementation of `FnOnce` is not general enough". A type that has a configuration to reload implements this trait itself.
+/// "implementation of `FnOnce` is not general enough". A type that has a configuration to reload implements this
+/// trait itself.
 pub trait Handler: Send + Sync + 'static {
     /// Answers a request. It runs on the thread of the connection, so on many at the same time, and may
     /// block. If it panics, the client gets a 500.
@@ -130,8 +131,8 @@ impl Request {
     ///
     /// Reading fails with `UnexpectedEof` if the client ends the connection before the body, with
     /// `TimedOut` if it sends nothing for [`body_timeout`](crate::Limits::body_timeout) or less than
-    /// [`min_rate`](crate::Limits::min_rate), and with `InvalidData` if the chunks are malformed. The client is then answered with 400 or 408, whatever the
-    /// handler returns. It fails with `FileTooLarge` beyond the limit of [`limit_body`](Self::limit_body).
+    /// [`min_rate`](crate::Limits::min_rate), and with `InvalidData` if the chunks are malformed. The client is
+    /// then answered with 400 or 408, whatever the handler returns. It fails with `FileTooLarge` beyond the limit of [`limit_body`](Self::limit_body).
     pub fn as_reader(&mut self) -> &mut dyn Read {
         &mut self.body
     }
