@@ -157,11 +157,12 @@ impl Server {
     pub fn bind(options: Options) -> Result<Server, Error> {
         let mut predecessor = None;
         match Server::open(options, &mut predecessor) {
-            Ok(server) if server.has_predecessor => {
-                *lock(&UNSERVED) = predecessor;
+            Ok(server) => {
+                if server.has_predecessor {
+                    *lock(&UNSERVED) = predecessor;
+                }
                 Ok(server)
             }
-            Ok(server) => Ok(server),
             Err(error) => {
                 fail(predecessor, &error);
                 Err(error)

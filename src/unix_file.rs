@@ -93,12 +93,16 @@ fn bind_to(socket: &OwnedFd, path: &Path) -> io::Result<()> {
 
 /// Whether there is a socket that refuses connections: a process that was killed has left it behind.
 pub(crate) fn is_left(path: &Path) -> bool {
-    let Ok(address) = UnixAddr::new(path) else { return false };
-    let refuses = |client: OwnedFd| connect(client.as_raw_fd(), &address) == Err(Errno::ECONNREFUSED);
-    // Whatever is no socket refuses connections, too. The connect does not wait for room in the queue of a
-    // socket that is alive.
+    // Whatever is no socket refuses connections, too.
     fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
-        && new_socket(SockFlag::SOCK_NONBLOCK).is_ok_and(refuses)
+        && connect_at_once(path).is_err_and(|errno| errno == Errno::ECONNREFUSED)
+}
+
+/// Connects to a socket, but does not wait for room in the queue of one that is alive.
+pub(crate) fn connect_at_once(path: &Path) -> nix::Result<OwnedFd> {
+    let socket = new_socket(SockFlag::SOCK_NONBLOCK)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
 }
 
 /// Keeps other starters away from a path meanwhile: between bind(2) and listen(2) a socket looks like a stale

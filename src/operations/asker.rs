@@ -15,7 +15,7 @@ use super::place::aside;
 use crate::handover::link::send_all;
 use crate::handover::predecessor::Predecessor;
 use crate::handover::takeover;
-use crate::unix_file::new_socket;
+use crate::unix_file::{connect_at_once, new_socket};
 
 /// How long a process may show no sign of life.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -76,9 +76,7 @@ impl Asked {
 
 /// The process that serves a control socket, if that has room in its queue.
 pub(crate) fn process_at(path: &Path) -> Option<i32> {
-    let socket = new_socket(SockFlag::SOCK_NONBLOCK).ok()?;
-    connect(socket.as_raw_fd(), &UnixAddr::new(path).ok()?).ok()?;
-    getsockopt(&socket, sockopt::PeerCredentials).ok().map(|peer| peer.pid())
+    getsockopt(&connect_at_once(path).ok()?, sockopt::PeerCredentials).ok().map(|peer| peer.pid())
 }
 
 /// Whether a process serves a control socket.

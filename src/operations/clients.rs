@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::geteuid;
 
-use super::control::{Ask, REQUESTS};
+use super::control::{Ask, REQUESTS, TAKEOVER};
 use super::requester::{Action, Requester};
 use crate::deadline::{BACK_OFF, after, has_come, poll_until, readable};
 use crate::handover::link::send_all;
@@ -132,10 +132,10 @@ impl Silent {
         }
         let line = self.line.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default();
         let known = |&&(name, _): &&(&str, Action)| Some(name.as_bytes()) == line.strip_suffix(b"\n");
-        REQUESTS.iter().find(known).copied().ok_or_else(|| {
-            // The last is for processes.
-            let names = REQUESTS.map(|(name, _)| name)[..REQUESTS.len() - 1].join(", ");
-            format!("unknown request \"{}\", expected one of {names}", line.trim_ascii_end().escape_ascii())
+        REQUESTS.iter().chain([&TAKEOVER]).find(known).copied().ok_or_else(|| {
+            let (names, line) =
+                (REQUESTS.map(|(name, _)| name).join(", "), line.trim_ascii_end().escape_ascii());
+            format!("unknown request \"{line}\", expected one of {names}")
         })
     }
 

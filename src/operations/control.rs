@@ -19,15 +19,17 @@ use crate::unix_file::{LONGEST_PATH, UnixFile};
 /// The permissions of the socket: its owner's only.
 const MODE: u32 = 0o600;
 
-/// The requests, as they are written.
-pub(super) const REQUESTS: [(&str, Action); 6] = [
+/// The requests of operators, as they are written.
+pub(super) const REQUESTS: [(&str, Action); 5] = [
     ("status", Action::Status),
     ("restart", Action::Restart),
     ("reload", Action::Reload),
     ("stop", Action::Stop),
     ("wait", Action::Wait),
-    (takeover::REQUEST, Action::Restart),
 ];
+
+/// That of a process that is to be the successor.
+pub(super) const TAKEOVER: (&str, Action) = (takeover::REQUEST, Action::Restart);
 
 /// What is called with each request.
 pub(crate) type Ask = dyn Fn(Requester, Action) + Send + Sync;
@@ -36,11 +38,11 @@ pub(crate) type Ask = dyn Fn(Requester, Action) + Send + Sync;
 pub(crate) struct Control {
     // In this order: once the socket is closed, another file may get the inode by which the place knows its own.
     place: Place,
-    _service: Service,
+    _serving: Serving,
 }
 
 /// The thread that takes the requests, and has the socket.
-struct Service {
+struct Serving {
     thread: Option<JoinHandle<()>>,
     stop: Option<PipeWriter>,
 }
@@ -75,7 +77,7 @@ impl Control {
         listener.set_nonblocking(true)?;
         let serve = move || clients::serve(&listener, &stopped, &*ask);
         let thread = thread::Builder::new().name("control".to_owned()).spawn(serve)?;
-        Ok(Control { place, _service: Service { thread: Some(thread), stop: Some(stop) } })
+        Ok(Control { place, _serving: Serving { thread: Some(thread), stop: Some(stop) } })
     }
 
     pub(crate) fn place(&mut self) -> &mut Place {
@@ -83,7 +85,7 @@ impl Control {
     }
 }
 
-impl Drop for Service {
+impl Drop for Serving {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
