@@ -264,6 +264,25 @@ impl DerefMut for Child {
     }
 }
 
+/// A child that is killed with this.
+pub struct Started(pub Child);
+
+impl Started {
+    /// Waits for its end, and returns its exit status.
+    pub fn status(&mut self) -> Option<i32> {
+        let has_ended = || self.0.try_wait().unwrap().is_some();
+        wait_until(has_ended, || "it does not end".to_owned());
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 #[should_panic(expected = "has served, and left no trace")]
 fn a_test_of_a_process_that_leaves_no_trace_fails() {

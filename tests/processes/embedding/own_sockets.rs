@@ -103,18 +103,23 @@ fn targets(server: &Server) -> [Target; 2] {
     [server.address.into(), server.directory.join("own").into()]
 }
 
+/// Hands over; then the successor alone answers at each of its sockets.
+fn expect_handover(server: &Server) {
+    let old = server.serving();
+    let new = server.hand_over();
+    assert_eq!(wait_for_end(old), exited(old, 0));
+    for target in targets(server) {
+        assert_eq!(client::get(target, "/").unwrap().text(), format!("{new} of 2"));
+    }
+}
+
 #[test]
 fn sockets_that_a_program_has_made_are_handed_over_like_others() {
     let server = start("own", "listen=");
     let path = server.directory.join("own");
     let load = Load::start_all(&targets(&server), &[Kind::Close, Kind::KeepAlive, Kind::Naive], 1);
     for _ in 0..20 {
-        let old = server.serving();
-        let new = server.hand_over();
-        assert_eq!(wait_for_end(old), exited(old, 0));
-        for target in targets(&server) {
-            assert_eq!(client::get(target, "/").unwrap().text(), format!("{new} of 2"));
-        }
+        expect_handover(&server);
         assert!(is_own(&server));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
     }
@@ -207,12 +212,7 @@ fn a_socket_of_a_service_manager_is_one_that_a_program_need_not_make() {
     assert!(log.contains("listening on a new file descriptor, unix:"), "{log}");
     let load = Load::start_all(&targets(&server), &[Kind::Close, Kind::KeepAlive, Kind::Naive], 1);
     for _ in 0..5 {
-        let old = server.serving();
-        let new = server.hand_over();
-        assert_eq!(wait_for_end(old), exited(old, 0));
-        for target in targets(&server) {
-            assert_eq!(client::get(target, "/").unwrap().text(), format!("{new} of 2"));
-        }
+        expect_handover(&server);
         assert!(!is_own(&server));
     }
     load.stop();

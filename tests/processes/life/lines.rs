@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 
-use crate::command::{Child, Command, Stderr};
+use crate::command::{Command, Started, Stderr};
 use crate::server::{
     BINARY, Directory, Gate, Held, Server, exited, expect_at_rest, expect_dead, freeze, install,
     install_script, is_alive, number_after, signal_process, wait_for_end, wait_until,
@@ -103,15 +103,15 @@ impl Line {
     }
 
     /// A process that takes over serves, alone.
-    fn expect_taker_serves(&self, taker: &mut Taker) {
+    fn expect_taker_serves(&self, taker: &mut Started) {
         let server = &self.server;
         let control = || server.control("control");
-        wait_until(|| control().is_ok_and(|pid| pid == taker.id()), || format!("{:?}", control()));
+        wait_until(|| control().is_ok_and(|pid| pid == taker.0.id()), || format!("{:?}", control()));
         server.expect_processes(&[]);
-        assert_eq!(server.hello(), taker.id());
-        assert_eq!(server.pid_file(), taker.id());
-        signal_process(taker.id(), Signal::SIGTERM);
-        assert_eq!(taker.wait(), Some(0));
+        assert_eq!(server.hello(), taker.0.id());
+        assert_eq!(server.pid_file(), taker.0.id());
+        signal_process(taker.0.id(), Signal::SIGTERM);
+        assert_eq!(taker.status(), Some(0));
         wait_until(|| server.files() == ["gate"], || format!("{:?}", server.files()));
     }
 
@@ -137,7 +137,7 @@ impl Line {
 
     /// A process that is taking over from the middle one, and is held up when it has received the sockets; `None`
     /// without strace.
-    fn begin_takeover(&self) -> Option<Taker> {
+    fn begin_takeover(&self) -> Option<Started> {
         let command = tampered("?recvmsg", "delay_exit=2000000:when=1")?;
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("exec {command} \"$@\""), "sh", "--takeover"]);
@@ -145,34 +145,9 @@ impl Line {
         shell.arg("--control").arg(self.server.directory.join("control"));
         shell.arg("--pid-file").arg(self.server.directory.join("pid"));
         let child = shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stderr::Null).spawn().unwrap();
-        let taker = Taker(child);
-        self.server.expect(&format!("adopted successor {}", taker.id()));
+        let taker = Started(child);
+        self.server.expect(&format!("adopted successor {}", taker.0.id()));
         Some(taker)
-    }
-}
-
-/// A process that takes over.
-struct Taker(Child);
-
-impl Taker {
-    fn id(&self) -> u32 {
-        self.0.id()
-    }
-
-    /// Waits for its end, and returns its exit status.
-    fn wait(&mut self) -> Option<i32> {
-        wait_until(
-            || self.0.try_wait().unwrap().is_some(),
-            || "the process that takes over goes on".to_owned(),
-        );
-        self.0.wait().unwrap().code()
-    }
-}
-
-impl Drop for Taker {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -269,7 +244,7 @@ fn the_oldest_takes_back_and_a_process_that_takes_over_leaves() {
         let Some(mut candidate) = line.begin_takeover() else { return };
         line.kill_middle();
         line.server.expect("accepting connections again");
-        assert_eq!(candidate.wait(), Some(1), "{kept:?}");
+        assert_eq!(candidate.status(), Some(1), "{kept:?}");
         line.expect_oldest_serves();
     }
 }

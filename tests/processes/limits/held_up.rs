@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::client;
-use crate::command::{Child, Command, Stderr, Untraced};
+use crate::command::{Command, Started, Stderr, Untraced};
 use crate::server::{
     BINARY, Directory, Server, exited, expect_dead, freeze, install, install_script, number_after,
     signal_process, wait_for_end, wait_until,
@@ -161,23 +161,6 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
     // The flag is shared with the server.
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     (reader.into(), writer)
-}
-
-/// A child of the test that is killed with this.
-struct Started(Child);
-
-impl Started {
-    fn status(&mut self) -> Option<i32> {
-        wait_until(|| self.0.try_wait().unwrap().is_some(), || "it does not end".to_owned());
-        self.0.wait().unwrap().code()
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]

@@ -106,6 +106,15 @@ fn expect_succession(server: &Server, client: &mut Client, old: u32) {
     assert_eq!(server.hello(), server.serving());
 }
 
+/// This process serves under load, until it is stopped.
+fn expect_to_serve(server: &Server, pid: u32) {
+    let load = Load::start(server.address, &KINDS, 1);
+    assert_eq!(server.hello(), pid);
+    load.stop();
+    server.set_serving(pid);
+    assert_eq!(server.stop(), exited(pid, 0));
+}
+
 #[test]
 fn a_successor_of_thirty_lines_is_enough() {
     if !is_installed("python3") {
@@ -389,11 +398,7 @@ fn wherever_a_predecessor_in_python_dies_its_successor_serves() {
         drop(waiting);
         let successor = number_after(&server.expect(" is ready, "), "process ");
         expect_dead(server.first());
-        let load = Load::start(server.address, &KINDS, 1);
-        assert_eq!(server.hello(), successor, "{word}");
-        load.stop();
-        server.set_serving(successor);
-        assert_eq!(server.stop(), exited(successor, 0));
+        expect_to_serve(&server, successor);
     }
 }
 
@@ -436,11 +441,7 @@ fn a_connection_that_a_program_in_python_is_too_late_to_take_stays_where_it_was(
         expect_last_answer(&mut client, server.first());
         assert_eq!(wait_for_end(server.first()), exited(server.first(), 0));
         thaw(successor);
-        let load = Load::start(server.address, &KINDS, 1);
-        assert_eq!(server.hello(), successor);
-        load.stop();
-        server.set_serving(successor);
-        assert_eq!(server.stop(), exited(successor, 0));
+        expect_to_serve(&server, successor);
     }
 }
 
